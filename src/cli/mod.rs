@@ -1,0 +1,117 @@
+//! The command line: arguments in, a library call, the result out.
+//!
+//! Results go to stdout, as text or with `--json` as one JSON object; progress, warnings and errors go to stderr.
+
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use striate::error::Error;
+
+/// Teaches itself to see from unlabelled video, and shows what it learned.
+#[derive(Parser)]
+#[command(version, propagate_version = true, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Example, from videos to pictures of what the units prefer:
+  striate sample my-videos/ --out outputs/frames --size 64 --per-video 20
+  striate train configs/small.toml --frames outputs/frames --out outputs/run
+  striate visualize outputs/run --frames outputs/frames
+  striate report outputs/run
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or config, 3 bad inputs under --strict, 130 or 143 interrupted.";
+
+/// Flags that every command takes.
+#[derive(Args, Clone, Copy)]
+pub struct Global {
+    /// Print the result as one JSON object.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Seed of all randomness; the same seed gives the same result.
+    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+    /// No progress on stderr; warnings and errors remain.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {}
+
+/// Parses the command line, runs the command and reports an error with its causes.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            // Each of this crate's errors names its cause already; others are joined with theirs.
+            let usage = error.downcast_ref::<Error>().is_some_and(Error::is_usage);
+            let line = if error.is::<Error>() { error.to_string() } else { format!("{error:#}") };
+            eprintln!("error: {line}");
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let global = cli.global;
+    match cli.command {}
+}
+
+impl Global {
+    /// Prints a command's result to stdout. A reader that hangs up early (`| head`) is no error.
+    pub fn print<T: Serialize + Display>(&self, result: &T) -> anyhow::Result<()> {
+        let text = match self.json {
+            true => serde_json::to_string(result)?,
+            false => result.to_string(),
+        };
+        match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A progress bar with ETA on stderr. Where stderr is no terminal, a line every few seconds instead.
+    pub fn progress(&self, len: u64, what: &'static str) -> ProgressBar {
+        if self.quiet {
+            return ProgressBar::hidden();
+        }
+        let style = "{prefix:>10} [{bar:30}] {human_pos}/{human_len}  {elapsed} elapsed, {eta} left  {msg}";
+        let style = ProgressStyle::with_template(style).expect("a valid template").progress_chars("=> ");
+        if std::io::stderr().is_terminal() {
+            let bar = ProgressBar::new(len).with_style(style).with_prefix(what);
+            bar.enable_steady_tick(Duration::from_millis(250));
+            return bar;
+        }
+        let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::hidden()).with_prefix(what);
+        let watched = bar.downgrade();
+        std::thread::spawn(move || {
+            loop {
+                std::thread::sleep(Duration::from_secs(5));
+                let Some(bar) = watched.upgrade() else { break };
+                if bar.is_finished() {
+                    break;
+                }
+                let (done, len) = (bar.position(), bar.length().unwrap_or(0));
+                let percent = 100 * done / len.max(1);
+                let (elapsed, left) = (bar.elapsed().as_secs(), bar.eta().as_secs());
+                eprintln!(
+                    "{what}: {done}/{len} ({percent} %), {elapsed} s elapsed, {left} s left  {}",
+                    bar.message()
+                );
+            }
+        });
+        bar
+    }
+}

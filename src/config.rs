@@ -1,0 +1,601 @@
+//! Settings of a run: typed TOML, every value checked, unknown keys refused with the nearest valid one.
+//!
+//! Frames are never named here: a config describes a network and its training, and fits any frames.
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::error::{Error, Result};
+use crate::geometry::{MapShape, StageShape, Windows};
+
+/// Settings of a run, checked. Holding one means that every value is valid and every stage fits its input.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunConfig {
+    /// The picture that the network sees.
+    pub input: Input,
+    /// The stages, from the picture upwards.
+    pub stages: Vec<Stage>,
+    /// How the weights are learned.
+    pub training: Training,
+}
+
+/// `[input]`: the picture that the network sees and what is done to it first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Input {
+    /// 1 for grey, 3 for RGB.
+    pub channels: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// Width in pixels.
+    pub width: usize,
+    /// Whitening, fitted on the training frames.
+    pub preprocess: Preprocess,
+    /// Added to the variance of each direction before whitening, where pixels have variance 1: a low-pass at the
+    /// noise end. Lower gives checkerboards, higher gives blobs.
+    pub floor: f32,
+    /// Side of the whitening filter, for `preprocess = "conv"`; odd.
+    pub conv_size: usize,
+}
+
+impl Default for Input {
+    fn default() -> Self {
+        Input { channels: 1, height: 32, width: 32, preprocess: Preprocess::Zca, floor: 1.0, conv_size: 9 }
+    }
+}
+
+/// What happens to a picture before the first stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preprocess {
+    /// Pixels in 0..1 as they are, as the paper's formula has it.
+    None,
+    /// Mean and contrast of each picture removed, then full ZCA whitening: for small pictures.
+    Zca,
+    /// The same with a whitening convolution fitted on patches: for any size.
+    Conv,
+}
+
+/// One `[[stages]]` entry: filtering, pooling and contrast normalisation (paper §3).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stage {
+    /// Output maps (paper: 8).
+    pub maps: usize,
+    /// Side of a receptive field, in input positions (paper: 18).
+    pub field: usize,
+    /// Step between receptive fields (the paper does not say; 1 gives its count of connections).
+    pub stride: usize,
+    /// Side of a pooling window, inside one map (paper: 5); 1 for no pooling.
+    pub pool: usize,
+    /// Step between pooling windows.
+    pub pool_stride: usize,
+    /// Side of the contrast-normalisation window (paper: 5), odd; 0 for none.
+    pub lcn: usize,
+    /// λ, sparsity against reconstruction (paper: 0.1).
+    pub sparsity_weight: f32,
+    /// ε inside the square root of the pooling.
+    pub epsilon: f32,
+    /// Smallest divisor of the contrast normalisation (paper: 0.01).
+    pub lcn_floor: f32,
+    /// How overlapping reconstructions are combined.
+    pub reconstruction: Reconstruction,
+    /// What the normalisation window does outside the map.
+    pub lcn_border: LcnBorder,
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        Stage {
+            maps: 8,
+            field: 18,
+            stride: 1,
+            pool: 5,
+            pool_stride: 1,
+            lcn: 5,
+            sparsity_weight: 1.0,
+            epsilon: 1e-4,
+            lcn_floor: 0.01,
+            reconstruction: Reconstruction::Sum,
+            lcn_border: LcnBorder::Renorm,
+        }
+    }
+}
+
+/// How the contributions of overlapping receptive fields make one reconstruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reconstruction {
+    /// Their sum, as in the paper's formula.
+    Sum,
+    /// Their sum divided by the number of receptive-field positions that cover the pixel.
+    Coverage,
+}
+
+/// Weights of the normalisation window at the border of the map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LcnBorder {
+    /// Rescaled so that those inside the map sum to 1.
+    Renorm,
+    /// Left as they are: outside counts as zero.
+    Zero,
+}
+
+/// `[training]`: objective, schedule and optimiser.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Training {
+    /// How far gradients of one stage's objective reach.
+    pub objective: Objective,
+    /// One stage after the other, or all at once.
+    pub schedule: Schedule,
+    /// Whether replicas wait for each other.
+    pub mode: Mode,
+    /// Steps (minibatches of all replicas together): one number per stage for `greedy`, one in all for `together`.
+    pub steps: Vec<u64>,
+    /// Frames in a minibatch (paper: 100). Multiples of 16 waste nothing.
+    pub batch: usize,
+    /// Threads that train at the same time; 0 for one per core.
+    pub replicas: usize,
+    /// Rule that turns a gradient into a step.
+    pub optimiser: Optimiser,
+    /// Learning rate.
+    pub rate: f32,
+    /// Fraction of a stage's steps at the full rate; after it the rate falls linearly.
+    pub rate_hold: f32,
+    /// The rate at the end, as a fraction of `rate`.
+    pub rate_end: f32,
+    /// Largest norm of a decoder filter; 0 for no bound.
+    pub decoder_norm_bound: f32,
+    /// Fraction of the encoder's weights taken away each step (times the schedule's factor).
+    pub encoder_decay: f32,
+    /// Steps between reads of the shared weights (the paper's P).
+    pub fetch_every: usize,
+    /// Steps between pushes of gradients (the paper's G).
+    pub push_every: usize,
+    /// Steps between lines of the log.
+    pub log_every: u64,
+    /// Minutes between checkpoints; one is always written at the end of a stage.
+    pub checkpoint_minutes: f64,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Training {
+            objective: Objective::Local,
+            schedule: Schedule::Greedy,
+            mode: Mode::Async,
+            steps: Vec::new(),
+            batch: 96,
+            replicas: 0,
+            optimiser: Optimiser::Adagrad,
+            rate: 0.02,
+            rate_hold: 0.6,
+            rate_end: 0.05,
+            decoder_norm_bound: 1.0,
+            encoder_decay: 1e-3,
+            fetch_every: 1,
+            push_every: 1,
+            log_every: 100,
+            checkpoint_minutes: 10.0,
+        }
+    }
+}
+
+/// How far the gradient of a stage's objective reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objective {
+    /// A stage sees its input as a constant.
+    Local,
+    /// Gradients reach earlier stages through the encoders of later ones; what is to be reconstructed is constant.
+    JointDetachedTarget,
+    /// Also through what is to be reconstructed.
+    JointFull,
+}
+
+impl Objective {
+    /// All modes, in the order of the golden files.
+    pub const ALL: [Objective; 3] = [Objective::Local, Objective::JointDetachedTarget, Objective::JointFull];
+
+    /// The name in configs and golden files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Objective::Local => "local",
+            Objective::JointDetachedTarget => "joint-detached-target",
+            Objective::JointFull => "joint-full",
+        }
+    }
+}
+
+/// Which stages learn at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// Stage by stage, from the picture upwards.
+    Greedy,
+    /// All stages in every step, as the paper does.
+    Together,
+}
+
+/// Whether replicas wait for each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// No replica waits for another (paper §4.1).
+    Async,
+    /// One replica: repeats bit for bit from a seed.
+    Sync,
+}
+
+/// Rule that turns a gradient into a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimiser {
+    /// `w -= rate * g / (sqrt(sum of g²) + 1e-8)`, what DistBelief found a good partner of asynchrony.
+    Adagrad,
+    /// `w -= rate * g`.
+    Sgd,
+}
+
+impl RunConfig {
+    /// Reads a config file and replaces single settings by `overrides`, each `key=value` such as
+    /// `training.rate=0.01` or `stages.2.maps=32` (stages count from 1).
+    ///
+    /// # Errors
+    /// The file cannot be read or is not TOML, a key is unknown, or a value has the wrong type or range.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<RunConfig> {
+        let text = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+        Self::parse(&text, overrides).map_err(|error| match error {
+            Error::Mismatch(problem) => Error::bad_file(path, problem),
+            other if other.is_usage() => Error::BadConfig { path: path.into(), source: Box::new(other) },
+            other => other,
+        })
+    }
+
+    /// The same from text.
+    pub fn parse(text: &str, overrides: &[String]) -> Result<RunConfig> {
+        let mut table: Table = text.parse().map_err(|e: toml::de::Error| {
+            let line =
+                e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            Error::Mismatch(format!("not TOML at line {line}: {}", e.message().replace('\n', ", ")))
+        })?;
+        for item in overrides {
+            set(&mut table, item)?;
+        }
+        refuse_unknown(&table)?;
+        let config: RunConfig = serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
+            let path = one_based(&e.path().to_string());
+            let reason = e.into_inner().message().replace('\n', ", ");
+            match reason.split_once(", expected ") {
+                Some((got, want)) => Error::Setting {
+                    key: path,
+                    got: got.replace("invalid type: ", "").replace("invalid value: ", ""),
+                    want: want.to_owned(),
+                },
+                None if path == "." => Error::Mismatch(reason),
+                None => Error::Mismatch(format!("setting `{path}`: {reason}")),
+            }
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The settings as TOML, defaults filled in.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("settings are plain tables")
+    }
+
+    /// The sizes of every stage.
+    pub fn shapes(&self) -> Vec<StageShape> {
+        self.try_shapes().expect("checked when the config was made")
+    }
+
+    /// Size of the network's input.
+    pub fn input_shape(&self) -> MapShape {
+        MapShape { channels: self.input.channels, rows: self.input.height, cols: self.input.width }
+    }
+
+    fn try_shapes(&self) -> Result<Vec<StageShape>> {
+        let mut input = self.input_shape();
+        self.stages
+            .iter()
+            .enumerate()
+            .map(|(index, s)| {
+                let windows = Windows {
+                    maps: s.maps,
+                    field: s.field,
+                    stride: s.stride,
+                    pool: s.pool,
+                    pool_stride: s.pool_stride,
+                    lcn: s.lcn,
+                };
+                let shape = StageShape::new(index + 1, input, windows)?;
+                input = shape.pooled;
+                Ok(shape)
+            })
+            .collect()
+    }
+
+    /// Phases of training: which stages learn, and for how many steps.
+    pub fn phases(&self) -> Vec<(std::ops::Range<usize>, u64)> {
+        match self.training.schedule {
+            Schedule::Greedy => {
+                (0..self.stages.len()).map(|s| s..s + 1).zip(self.training.steps.clone()).collect()
+            }
+            Schedule::Together => vec![(0..self.stages.len(), self.training.steps[0])],
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        fn ensure(ok: bool, key: &str, got: impl ToString, want: impl ToString) -> Result<()> {
+            match ok {
+                true => Ok(()),
+                false => {
+                    Err(Error::Setting { key: key.into(), got: got.to_string(), want: want.to_string() })
+                }
+            }
+        }
+        let positive = |x: f32| x.is_finite() && x > 0.0;
+        let at_least_0 = |x: f32| x.is_finite() && x >= 0.0;
+        let side = 1..=16_384;
+
+        let i = &self.input;
+        ensure(matches!(i.channels, 1 | 3), "input.channels", i.channels, "1 (grey) or 3 (RGB)")?;
+        ensure(side.contains(&i.height), "input.height", i.height, "1 to 16384 pixels")?;
+        ensure(side.contains(&i.width), "input.width", i.width, "1 to 16384 pixels")?;
+        ensure(positive(i.floor), "input.floor", i.floor, "a number above 0")?;
+        ensure(
+            i.conv_size % 2 == 1 && i.conv_size <= 31,
+            "input.conv_size",
+            i.conv_size,
+            "an odd number up to 31",
+        )?;
+        if i.preprocess == Preprocess::Zca {
+            let pixels = i.channels * i.height * i.width;
+            ensure(
+                pixels <= 12_288,
+                "input.preprocess",
+                format!("\"zca\" for {pixels} values a picture"),
+                "\"conv\" above 12288 values (zca needs their covariance)",
+            )?;
+        }
+
+        ensure(!self.stages.is_empty(), "stages", "empty", "at least one [[stages]] entry")?;
+        for (number, s) in self.stages.iter().enumerate().map(|(n, s)| (n + 1, s)) {
+            let key = |name| format!("stages.{number}.{name}");
+            let count = |name, value: usize| {
+                ensure((1..=65_536).contains(&value), &key(name), value, "a whole number from 1 to 65536")
+            };
+            count("maps", s.maps)?;
+            count("field", s.field)?;
+            count("stride", s.stride)?;
+            count("pool", s.pool)?;
+            count("pool_stride", s.pool_stride)?;
+            ensure(s.lcn % 2 == 1 || s.lcn == 0, &key("lcn"), s.lcn, "an odd side, or 0 for none")?;
+            ensure(s.lcn <= 99, &key("lcn"), s.lcn, "at most 99")?;
+            ensure(at_least_0(s.sparsity_weight), &key("sparsity_weight"), s.sparsity_weight, "0 or more")?;
+            ensure(positive(s.epsilon), &key("epsilon"), s.epsilon, "a number above 0")?;
+            ensure(positive(s.lcn_floor), &key("lcn_floor"), s.lcn_floor, "a number above 0")?;
+        }
+
+        let t = &self.training;
+        let want = match t.schedule {
+            Schedule::Greedy => self.stages.len(),
+            Schedule::Together => 1,
+        };
+        ensure(
+            t.steps.len() == want,
+            "training.steps",
+            format!("a list of {}", t.steps.len()),
+            format!("{want} numbers (greedy: one for each stage; together: one)"),
+        )?;
+        ensure(
+            t.schedule == Schedule::Together || t.objective == Objective::Local,
+            "training.objective",
+            format!("\"{}\" with schedule \"greedy\"", t.objective.name()),
+            "\"local\" (a joint objective needs schedule = \"together\")",
+        )?;
+        ensure((1..=65_536).contains(&t.batch), "training.batch", t.batch, "1 to 65536 frames")?;
+        ensure(t.replicas <= 1024, "training.replicas", t.replicas, "at most 1024, or 0 for one per core")?;
+        ensure(
+            t.mode == Mode::Async || t.replicas == 1,
+            "training.mode",
+            format!("\"sync\" with {} replicas", t.replicas),
+            "replicas = 1 (several replicas train in mode \"async\")",
+        )?;
+        ensure(positive(t.rate), "training.rate", t.rate, "a number above 0")?;
+        ensure(
+            (0.0..=1.0).contains(&t.rate_hold),
+            "training.rate_hold",
+            t.rate_hold,
+            "a fraction from 0 to 1",
+        )?;
+        ensure((0.0..=1.0).contains(&t.rate_end), "training.rate_end", t.rate_end, "a fraction from 0 to 1")?;
+        ensure(
+            at_least_0(t.decoder_norm_bound),
+            "training.decoder_norm_bound",
+            t.decoder_norm_bound,
+            "0 or more",
+        )?;
+        ensure(
+            (0.0..1.0).contains(&t.encoder_decay),
+            "training.encoder_decay",
+            t.encoder_decay,
+            "0 to below 1",
+        )?;
+        ensure(t.fetch_every == 1, "training.fetch_every", t.fetch_every, "1 (updates in place)")?;
+        ensure(t.push_every == 1, "training.push_every", t.push_every, "1 (updates in place)")?;
+        ensure(t.log_every >= 1, "training.log_every", t.log_every, "1 or more steps")?;
+        ensure(
+            t.checkpoint_minutes.is_finite() && t.checkpoint_minutes > 0.0,
+            "training.checkpoint_minutes",
+            t.checkpoint_minutes,
+            "a number above 0",
+        )?;
+        self.try_shapes().map(|_| ())
+    }
+}
+
+/// Applies one `key=value`.
+fn set(table: &mut Table, item: &str) -> Result<()> {
+    let usage =
+        |got: &str, want: &str| Error::Setting { key: "--set".into(), got: got.into(), want: want.into() };
+    let (key, text) = item.split_once('=').ok_or_else(|| usage(item, "KEY=VALUE"))?;
+    let (key, text) = (key.trim(), text.trim());
+    // What is no TOML value is taken as a string, so that `--set input.preprocess=none` needs no quotes.
+    let value = format!("v = {text}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| Value::String(text.to_owned()));
+    let unknown = || Error::UnknownSetting { key: key.to_owned(), nearest: nearest(key) };
+    match key.split('.').collect::<Vec<_>>()[..] {
+        ["stages", number, name] => {
+            let stages = table.get_mut("stages").and_then(Value::as_array_mut).ok_or_else(unknown)?;
+            let count = stages.len();
+            let stage = number
+                .parse::<usize>()
+                .ok()
+                .and_then(|n| stages.get_mut(n.checked_sub(1)?))
+                .and_then(Value::as_table_mut)
+                .ok_or_else(|| usage(key, &format!("a stage from 1 to {count}")))?;
+            stage.insert(name.to_owned(), value);
+        }
+        [section, name] if section != "stages" => {
+            let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+            section.as_table_mut().ok_or_else(unknown)?.insert(name.to_owned(), value);
+        }
+        _ => return Err(unknown()),
+    }
+    Ok(())
+}
+
+/// Every valid key, from the defaults themselves; stages under `stages`.
+fn known_keys() -> Vec<String> {
+    let keys = |section: &str, value: Table| -> Vec<String> {
+        value.keys().map(|name| format!("{section}.{name}")).collect()
+    };
+    let table = |v: Result<Table, _>| v.expect("settings are plain tables");
+    [
+        keys("input", table(Table::try_from(Input::default()))),
+        keys("stages", table(Table::try_from(Stage::default()))),
+        keys("training", table(Table::try_from(Training::default()))),
+    ]
+    .concat()
+}
+
+fn refuse_unknown(table: &Table) -> Result<()> {
+    let known = known_keys();
+    let check = |path: String, plain: String| match known.contains(&plain) {
+        true => Ok(()),
+        false => Err(Error::UnknownSetting { nearest: nearest(&plain), key: path }),
+    };
+    for (section, value) in table {
+        match (section.as_str(), value) {
+            ("input" | "training", Value::Table(entries)) => {
+                entries.keys().try_for_each(|k| check(format!("{section}.{k}"), format!("{section}.{k}")))?;
+            }
+            ("stages", Value::Array(stages)) => {
+                for (index, entries) in
+                    stages.iter().enumerate().filter_map(|(i, s)| Some((i, s.as_table()?)))
+                {
+                    let path = |k: &str| format!("stages.{}.{k}", index + 1);
+                    entries.keys().try_for_each(|k| check(path(k), format!("stages.{k}")))?;
+                }
+            }
+            ("input" | "training" | "stages", _) => {} // the wrong type, which the typed reading names
+            _ => return Err(Error::UnknownSetting { key: section.clone(), nearest: nearest(section) }),
+        }
+    }
+    Ok(())
+}
+
+/// The valid key most like `key`: the same name in another section, or a similar spelling.
+fn nearest(key: &str) -> Option<String> {
+    let without_number = |key: &str| {
+        key.split('.').filter(|part| part.parse::<usize>().is_err()).collect::<Vec<_>>().join(".")
+    };
+    let wanted = without_number(key);
+    let name = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
+    let sections = ["input", "stages", "training"].map(str::to_owned);
+    known_keys()
+        .into_iter()
+        .chain(sections)
+        .map(|known| {
+            let whole = strsim::jaro_winkler(&known, &wanted);
+            // `learning_rate` means `rate`, although `rate_end` is spelt more like it.
+            let word = f64::from(u8::from(name(&wanted).split('_').any(|word| word == name(&known))));
+            (whole.max(0.98 * strsim::jaro_winkler(&name(&known), &name(&wanted))).max(0.99 * word), known)
+        })
+        .filter(|(score, _)| *score > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known)
+}
+
+/// `stages[0].maps` as users write it: `stages.1.maps`.
+fn one_based(path: &str) -> String {
+    let mut out = String::new();
+    for part in path.split('[') {
+        match part.split_once(']') {
+            Some((index, rest)) => {
+                let index: usize = index.parse().unwrap_or(0);
+                out += &format!(".{}{rest}", index + 1);
+            }
+            None => out += part,
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE_STAGE: &str = "[input]\nheight = 20\nwidth = 16\n[[stages]]\nmaps = 4\nfield = 7\npool = 3\n\
+                             [training]\nsteps = [10]\n";
+
+    fn error(text: &str, overrides: &[&str]) -> String {
+        let overrides: Vec<String> = overrides.iter().map(|s| s.to_string()).collect();
+        RunConfig::parse(text, &overrides).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn settings_survive_a_round_trip_with_defaults_filled_in() {
+        let config =
+            RunConfig::parse(ONE_STAGE, &["stages.1.maps=6".into(), "input.preprocess=none".into()]).unwrap();
+        assert_eq!((config.stages[0].maps, config.input.preprocess), (6, Preprocess::None));
+        assert_eq!(RunConfig::parse(&config.to_toml(), &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_the_nearest_valid_one() {
+        let misspelt = ONE_STAGE.replace("field = 7", "feild = 7");
+        assert_eq!(error(&misspelt, &[]), "unknown setting `stages.1.feild`, did you mean `stages.field`?");
+        assert_eq!(
+            error(ONE_STAGE, &["training.learning_rate=1"]),
+            "unknown setting `training.learning_rate`, did you mean `training.rate`?"
+        );
+        assert_eq!(
+            error(ONE_STAGE, &["trainin.rate=1"]),
+            "unknown setting `trainin`, did you mean `training`?"
+        );
+    }
+
+    #[test]
+    fn wrong_types_and_ranges_name_key_value_and_wish() {
+        for (overrides, message) in [
+            (["stages.1.maps=\"many\""], "setting `stages.1.maps` is string \"many\", expected usize"),
+            (["training.rate=-1"], "setting `training.rate` is -1, expected a number above 0"),
+            (["stages.1.field=19"], "stage 1: a 19x19 receptive field does not fit a 20x16 map"),
+            (["stages.2.maps=1"], "setting `--set` is stages.2.maps, expected a stage from 1 to 1"),
+            (["input.channels=2"], "setting `input.channels` is 2, expected 1 (grey) or 3 (RGB)"),
+        ] {
+            assert_eq!(error(ONE_STAGE, &overrides), message);
+        }
+    }
+}

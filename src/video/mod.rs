@@ -1,0 +1,1 @@
+//! From video files to decoded frames, and from drawn scenes to video files.
