@@ -281,8 +281,12 @@ impl RunConfig {
                 None => Error::Mismatch(format!("setting `{path}`: {reason}")),
             }
         })?;
-        config.check()?;
-        Ok(config)
+        config.checked()
+    }
+
+    /// The config itself if every value is valid.
+    pub(crate) fn checked(self) -> Result<RunConfig> {
+        self.check().map(|()| self)
     }
 
     /// The settings as TOML, defaults filled in.

@@ -16,10 +16,14 @@
 //! ```
 #![warn(missing_docs)]
 
+pub mod analysis;
 pub mod config;
 pub mod error;
 pub mod geometry;
+pub mod kernels;
+pub mod network;
 pub mod rng;
+pub mod verify;
 
 pub use config::RunConfig;
 pub use error::{Error, Result};

@@ -1,0 +1,267 @@
+//! Searches for the picture each unit prefers (paper §4.4).
+//!
+//! A unit is a function from a picture to one number. The network stays fixed while we climb that function over the
+//! sphere of pictures with one norm. A lane of the minibatch is a free slot, so many searches climb at once.
+
+use ndarray::{Array3, ArrayView3, Axis};
+use ndarray_rand::rand_distr::{Distribution, StandardNormal};
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::geometry::Kind;
+use crate::network::{Network, Unit, Workspace};
+use crate::rng;
+
+/// How to climb.
+#[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
+pub struct Ascent {
+    /// Most steps of one search.
+    pub steps: usize,
+    /// Length of a step on the sphere of radius 1, before the result is put back on the sphere.
+    pub step: f32,
+    /// Norm of the pictures.
+    pub norm: f32,
+    /// `false`: every step as long as the first, whatever comes of it (the reference). `true`: a step that does not
+    /// climb is taken back and the next is half as long; a search ends when its steps have become tiny.
+    pub adapt: bool,
+}
+
+/// A step below this is the end of an adaptive search.
+const CONVERGED: f32 = 1e-4;
+
+/// Searches that climb side by side: enough lanes to fill the vectors, few enough for the caches.
+const LANES: usize = 32;
+
+/// A unit's preferred picture, as the search left it.
+#[derive(Debug, Clone)]
+pub struct Stimulus {
+    /// The unit.
+    pub unit: Unit,
+    /// The picture, `[channel, row, column]`, as the network takes it: after preprocessing.
+    pub image: Array3<f32>,
+    /// The unit's value for it.
+    pub value: f32,
+    /// The unit's value where the search began, at the same norm.
+    pub start_value: f32,
+    /// Steps taken.
+    pub steps: usize,
+    /// True if the gradient vanished at the start: the unit does not see that picture.
+    pub flat: bool,
+}
+
+/// Maximises `f(x)` subject to `||x||₂ = norm` for each `(unit, start)` of one stage.
+///
+/// One step along `∇f` with its radial part removed, then back onto the sphere. Starts are shaped `[channel, row,
+/// column]`; their scale is ignored.
+///
+/// # Errors
+/// A start that is zero everywhere.
+pub fn preferred_stimuli(
+    network: &Network,
+    stage: usize,
+    kind: Kind,
+    searches: &[(Unit, ArrayView3<f32>)],
+    ascent: &Ascent,
+) -> Result<Vec<Stimulus>> {
+    if searches.iter().any(|(_, start)| start.iter().all(|&x| x == 0.0)) {
+        return Err(Error::Mismatch("a search cannot start from a picture that is zero everywhere".into()));
+    }
+    let group = |searches: &[(Unit, ArrayView3<f32>)]| {
+        Climb::new(network, stage, kind, searches, ascent.norm).run(ascent)
+    };
+    Ok(searches.par_chunks(LANES).flat_map_iter(group).collect())
+}
+
+/// `restarts` searches for each unit from different noise, the best of each; `progress` is told of every unit done.
+///
+/// # Errors
+/// As [`preferred_stimuli`].
+pub fn from_noise(
+    network: &Network,
+    stage: usize,
+    kind: Kind,
+    units: &[Unit],
+    ascent: &Ascent,
+    restarts: usize,
+    seed: u64,
+    progress: impl Fn(usize) + Sync,
+) -> Result<Vec<Stimulus>> {
+    let shape = (network.input.channels, network.input.rows, network.input.cols);
+    let noise = |unit: &Unit, restart: usize| -> Array3<f32> {
+        let name = format!("stimulus {stage} {} {} {}", unit.map, unit.row, unit.col);
+        let mut rng = rng::stream(seed, &name, restart as u64);
+        Array3::from_shape_simple_fn(shape, || StandardNormal.sample(&mut rng))
+    };
+    let found: Vec<Result<Vec<Stimulus>>> = units
+        .par_chunks((LANES / restarts).max(1))
+        .map(|units| {
+            let starts: Vec<_> = units
+                .iter()
+                .flat_map(|u| (0..restarts).map(move |r| (*u, r)))
+                .map(|(u, r)| (u, noise(&u, r)))
+                .collect();
+            let searches: Vec<_> = starts.iter().map(|(unit, start)| (*unit, start.view())).collect();
+            let found = preferred_stimuli(network, stage, kind, &searches, ascent)?;
+            progress(units.len());
+            let best = |tries: &[Stimulus]| tries.iter().max_by(|a, b| a.value.total_cmp(&b.value)).cloned();
+            Ok(found.chunks(restarts).filter_map(best).collect())
+        })
+        .collect();
+    found.into_iter().collect::<Result<Vec<_>>>().map(|groups| groups.concat())
+}
+
+/// Searches in the lanes of one workspace.
+struct Climb<'a> {
+    network: &'a Network,
+    stage: usize,
+    kind: Kind,
+    units: Vec<Unit>,
+    norm: f32,
+    work: Workspace,
+    /// Where each lane stands, on the sphere of radius 1; `[value, lane]`.
+    x: Vec<f32>,
+    values: Vec<f32>,
+    start_values: Vec<f32>,
+    flat: Vec<bool>,
+}
+
+impl<'a> Climb<'a> {
+    fn new(
+        network: &'a Network,
+        stage: usize,
+        kind: Kind,
+        searches: &[(Unit, ArrayView3<f32>)],
+        norm: f32,
+    ) -> Climb<'a> {
+        let mut work = network.workspace(searches.len());
+        for (lane, (_, start)) in searches.iter().enumerate() {
+            work.load_picture(lane, start.iter().copied());
+        }
+        let mut climb = Climb {
+            network,
+            stage,
+            kind,
+            units: searches.iter().map(|(unit, _)| *unit).collect(),
+            norm,
+            x: work.input.to_vec(),
+            values: Vec::new(),
+            start_values: Vec::new(),
+            flat: vec![false; searches.len()],
+            work,
+        };
+        climb.rescale();
+        climb
+    }
+
+    /// Puts every lane back on the sphere.
+    fn rescale(&mut self) {
+        let lanes = self.work.lanes;
+        let inverse: Vec<f32> = dots(&self.x, &self.x, lanes)
+            .iter()
+            .map(|&square| if square > 0.0 { (1.0 / square.sqrt()) as f32 } else { 0.0 })
+            .collect();
+        for place in self.x.chunks_exact_mut(lanes) {
+            place.iter_mut().zip(&inverse).for_each(|(x, scale)| *x *= scale);
+        }
+    }
+
+    /// The units' values where the lanes stand.
+    fn evaluate(&mut self) -> Vec<f32> {
+        let norm = self.norm;
+        self.work.input.iter_mut().zip(&self.x).for_each(|(input, x)| *input = norm * x);
+        self.network.forward(&mut self.work, self.stage);
+        let value = |(lane, unit)| self.work.unit_values(self.network, self.stage, self.kind, unit)[lane];
+        self.units.iter().copied().enumerate().map(value).collect()
+    }
+
+    /// The direction of steepest ascent on the sphere: the gradient without its radial part, length 1 in each lane. Lanes
+    /// without one get zeros.
+    fn direction(&mut self) -> Vec<f32> {
+        self.network.input_gradient(&mut self.work, self.stage, self.kind, &self.units);
+        let lanes = self.work.lanes;
+        let mut gradient = self.work.input_gradient.to_vec();
+        let size = dots(&gradient, &gradient, lanes);
+        let radial: Vec<f32> = dots(&gradient, &self.x, lanes).iter().map(|&dot| dot as f32).collect();
+        for (place, x) in gradient.chunks_exact_mut(lanes).zip(self.x.chunks_exact(lanes)) {
+            for ((d, x), radial) in place.iter_mut().zip(x).zip(&radial) {
+                *d -= radial * x;
+            }
+        }
+        let inverse: Vec<f32> = dots(&gradient, &gradient, lanes)
+            .iter()
+            .zip(&size)
+            // What rounding leaves of a purely radial gradient is no direction.
+            .map(|(&square, &size)| if square > 1e-10 * size { (1.0 / square.sqrt()) as f32 } else { 0.0 })
+            .collect();
+        for place in gradient.chunks_exact_mut(lanes) {
+            place.iter_mut().zip(&inverse).for_each(|(d, scale)| *d *= scale);
+        }
+        gradient
+    }
+
+    fn run(mut self, ascent: &Ascent) -> Vec<Stimulus> {
+        let (lanes, pictures) = (self.work.lanes, self.units.len());
+        let mut step = vec![ascent.step; pictures];
+        let mut taken = vec![0; pictures];
+        self.values = self.evaluate();
+        self.start_values = self.values.clone();
+        let mut direction = self.direction();
+        let no_direction = dots(&direction, &direction, lanes);
+        self.flat = no_direction[..pictures].iter().map(|&size| size == 0.0).collect();
+        for _ in 0..ascent.steps {
+            let before = self.x.clone();
+            for (x, d) in self.x.chunks_exact_mut(lanes).zip(direction.chunks_exact(lanes)) {
+                for lane in 0..pictures {
+                    x[lane] += step[lane] * d[lane];
+                }
+            }
+            self.rescale();
+            let values = self.evaluate();
+            for lane in 0..pictures {
+                // A lane that has converged steps by 0 and stays.
+                let climbed = values[lane] > self.values[lane];
+                if climbed || !ascent.adapt {
+                    self.values[lane] = values[lane];
+                    taken[lane] += usize::from(step[lane] > 0.0);
+                    if ascent.adapt {
+                        step[lane] = (1.2 * step[lane]).min(ascent.step);
+                    }
+                } else {
+                    let places = self.x.chunks_exact_mut(lanes).zip(before.chunks_exact(lanes));
+                    places.for_each(|(x, before)| x[lane] = before[lane]);
+                    step[lane] = if step[lane] < CONVERGED { 0.0 } else { 0.5 * step[lane] };
+                }
+            }
+            if step.iter().all(|&step| step == 0.0) {
+                break;
+            }
+            if ascent.adapt && values.iter().zip(&self.values).any(|(new, kept)| new != kept) {
+                self.evaluate(); // the gradient is wanted where the lanes stand, not where some have just been
+            }
+            direction = self.direction();
+        }
+        self.evaluate();
+        let images = self.work.unpack(&self.work.input, self.network.input);
+        (0..pictures)
+            .map(|lane| Stimulus {
+                unit: self.units[lane],
+                image: images.index_axis(Axis(0), lane).to_owned(),
+                value: self.values[lane],
+                start_value: self.start_values[lane],
+                steps: taken[lane],
+                flat: self.flat[lane],
+            })
+            .collect()
+    }
+}
+
+/// The scalar product of each lane, in f64.
+fn dots(a: &[f32], b: &[f32], lanes: usize) -> Vec<f64> {
+    let mut out = vec![0f64; lanes];
+    for (a, b) in a.chunks_exact(lanes).zip(b.chunks_exact(lanes)) {
+        for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+            *out += f64::from(a) * f64::from(b);
+        }
+    }
+    out
+}

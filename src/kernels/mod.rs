@@ -1,0 +1,150 @@
+//! The arithmetic of one layer, for each instruction set.
+//!
+//! Maps are stored `[channel, row, column, lane]`: a lane is one picture of the minibatch, lanes are innermost and a
+//! multiple of [`LANES`], so every kernel works on whole vectors of pictures and a receptive field needs no gather.
+//! Each kernel is written once over [`Simd`] and compiled for every [`Level`]; the level is picked at run time.
+
+pub mod filter;
+pub mod lcn;
+pub mod pool;
+mod simd;
+
+use std::ops::{Deref, DerefMut};
+
+use crate::error::{Error, Result};
+pub use simd::Simd;
+
+/// Lanes come in multiples of this: one AVX-512 vector of f32.
+pub const LANES: usize = 16;
+
+/// The multiple of [`LANES`] that holds `batch` pictures.
+pub fn lanes_for(batch: usize) -> usize {
+    batch.next_multiple_of(LANES)
+}
+
+/// An instruction set that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Whatever the target always has.
+    Scalar,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512F.
+    Avx512,
+}
+
+/// An instruction set that this machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cpu(Level);
+
+impl Cpu {
+    /// The best instruction set here, or the lower one that `STRIATE_CPU` (`scalar`, `avx2`, `avx512`) asks for.
+    ///
+    /// # Errors
+    /// `STRIATE_CPU` names none of them, or one that this machine lacks.
+    pub fn detect() -> Result<Cpu> {
+        let best = Self::available().pop().expect("scalar is always there");
+        let Ok(wish) = std::env::var("STRIATE_CPU") else { return Ok(best) };
+        let found = Self::available().into_iter().find(|cpu| cpu.name() == wish);
+        found.ok_or_else(|| Error::Setting {
+            key: "STRIATE_CPU".into(),
+            got: format!("\"{wish}\""),
+            want: Self::available().iter().map(|cpu| cpu.name()).collect::<Vec<_>>().join(" or "),
+        })
+    }
+
+    /// All instruction sets of this machine, from the lowest.
+    pub fn available() -> Vec<Cpu> {
+        #[cfg(target_arch = "x86_64")]
+        let (avx2, avx512) = (
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            is_x86_feature_detected!("avx512f"),
+        );
+        #[cfg(not(target_arch = "x86_64"))]
+        let (avx2, avx512) = (false, false);
+        let mut levels = vec![Cpu(Level::Scalar)];
+        levels.extend(avx2.then_some(Cpu(Level::Avx2)));
+        levels.extend((avx2 && avx512).then_some(Cpu(Level::Avx512)));
+        levels
+    }
+
+    /// The name that `STRIATE_CPU` takes.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Scalar => "scalar",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+        }
+    }
+
+    /// Runs a kernel compiled for this instruction set.
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            Level::Scalar => kernel.run::<simd::Scalar>(),
+            // SAFETY: a `Cpu` exists only for instruction sets found on this machine.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { simd::avx2(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { simd::avx512(kernel) },
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("only x86-64 has these levels"),
+        }
+    }
+}
+
+/// A piece of arithmetic to be compiled for every instruction set. `run` must be `#[inline(always)]`, and so must
+/// everything it calls: only then is it compiled with the instructions of its level.
+pub trait Kernel {
+    /// What it returns.
+    type Output;
+    /// The work, on vectors of `S`.
+    fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// One cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// Numbers in memory aligned to cache lines, so that no vector load crosses one.
+#[derive(Clone, Default)]
+pub struct Buffer {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+impl Buffer {
+    /// `len` zeros.
+    pub fn zeros(len: usize) -> Buffer {
+        Buffer { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        // SAFETY: `lines` holds at least `len` initialised f32 without padding (64 bytes a line).
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `deref`, and `&mut self` is the only way in.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_zero() {
+        let buffer = Buffer::zeros(37);
+        assert_eq!((buffer.as_ptr() as usize % 64, buffer.len()), (0, 37));
+        assert!(buffer.iter().all(|&x| x == 0.0));
+        assert!(Buffer::zeros(0).is_empty());
+    }
+}

@@ -1,0 +1,264 @@
+//! The network: stages in order, and the memory that a minibatch takes on its way through them.
+
+pub mod checkpoint;
+pub mod objective;
+pub mod preprocess;
+pub mod stage;
+
+use std::ops::Range;
+
+use ndarray::{Array4, ArrayView4};
+
+use crate::config::{Optimiser, RunConfig};
+use crate::error::Result;
+use crate::geometry::{Kind, MapShape, StageShape, Support};
+use crate::kernels::{Buffer, Cpu, lanes_for};
+pub use stage::{Activations, Stage, WeightUpdate, Weights};
+
+/// S stages of local, untied filters, pooling and contrast normalisation (paper §3). Shared by all replicas.
+pub struct Network {
+    /// The instruction set its kernels use.
+    pub cpu: Cpu,
+    /// Size of the pictures it takes.
+    pub input: MapShape,
+    /// The stages, from the picture upwards.
+    pub stages: Vec<Stage>,
+}
+
+/// Activations and gradients of one minibatch, reused over steps.
+pub struct Workspace {
+    /// Pictures in the minibatch; further lanes are zero.
+    pub pictures: usize,
+    /// Lanes of every map.
+    pub lanes: usize,
+    /// The pictures, `[channel, row, column, lane]`.
+    pub input: Buffer,
+    /// Gradient with respect to the pictures, made by [`Network::input_gradient`].
+    pub input_gradient: Buffer,
+    /// One for each stage.
+    pub stages: Vec<Activations>,
+}
+
+/// One unit of a stage: the same place in its map for `h` and `y`; in the map of simple units for `a`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Unit {
+    /// Map, from 0.
+    pub map: usize,
+    /// Row of the map.
+    pub row: usize,
+    /// Column of the map.
+    pub col: usize,
+}
+
+/// What a network of some settings costs, for `striate info`.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct StageCost {
+    /// Sizes.
+    pub shape: StageShape,
+    /// What its units see of the picture, in pixels.
+    pub support: Support,
+    /// Units, `h` or `y`.
+    pub units: usize,
+    /// Connections of the encoder.
+    pub encoder_connections: u64,
+    /// Weights that are learned, encoder and decoder.
+    pub weights: u64,
+    /// Arithmetic to encode one picture, in floating-point operations.
+    pub encode_flops: u64,
+    /// Arithmetic to learn from one picture, in floating-point operations.
+    pub learn_flops: u64,
+}
+
+impl Network {
+    /// A network with random weights, drawn from `seed`.
+    ///
+    /// # Errors
+    /// `STRIATE_CPU` asks for what this machine lacks.
+    pub fn new(config: &RunConfig, seed: u64) -> Result<Network> {
+        Self::build(config, |number, shape, settings, sums| Stage::new(number, shape, settings, seed, sums))
+    }
+
+    /// A network with all weights 0, to be read from a checkpoint; with room for the optimiser's sums or without.
+    ///
+    /// # Errors
+    /// As [`Network::new`].
+    pub fn zeros(config: &RunConfig, sums: bool) -> Result<Network> {
+        Self::build(config, |_, shape, settings, keeps_sums| {
+            Stage::zeros(shape, settings, sums && keeps_sums)
+        })
+    }
+
+    fn build(
+        config: &RunConfig,
+        stage: impl Fn(usize, StageShape, crate::config::Stage, bool) -> Stage,
+    ) -> Result<Network> {
+        let sums = config.training.optimiser == Optimiser::Adagrad;
+        let shapes = config.shapes().into_iter().zip(config.stages.clone()).enumerate();
+        let stages =
+            shapes.map(|(index, (shape, settings))| stage(index + 1, shape, settings, sums)).collect();
+        Ok(Network { cpu: Cpu::detect()?, input: config.input_shape(), stages })
+    }
+
+    /// The same network on another instruction set, for comparison.
+    pub fn with_cpu(mut self, cpu: Cpu) -> Network {
+        self.cpu = cpu;
+        self
+    }
+
+    /// Memory for minibatches of up to `batch` pictures.
+    pub fn workspace(&self, batch: usize) -> Workspace {
+        let lanes = lanes_for(batch);
+        let input = Buffer::zeros(self.input.len() * lanes);
+        let stages = self.stages.iter().map(|stage| stage.activations(lanes)).collect();
+        Workspace { pictures: batch, lanes, input_gradient: input.clone(), input, stages }
+    }
+
+    /// Filtering, pooling and normalisation up to and including stage `last` (from 0).
+    pub fn forward(&self, work: &mut Workspace, last: usize) {
+        for index in 0..=last {
+            self.encode(work, index);
+            self.stages[index].normalise(self.cpu, &mut work.stages[index], work.pictures);
+        }
+    }
+
+    /// Filtering and pooling of one stage, whose input is there.
+    fn encode(&self, work: &mut Workspace, index: usize) {
+        let (input, acts) = work.split(index);
+        self.stages[index].encode(self.cpu, input, acts);
+    }
+
+    /// Size of one sublayer's maps.
+    pub fn shape(&self, stage: usize, kind: Kind) -> MapShape {
+        match kind {
+            Kind::A => self.stages[stage].shape.filtered,
+            Kind::H | Kind::Y => self.stages[stage].shape.pooled,
+        }
+    }
+
+    /// Every unit of a stage, map after map.
+    pub fn units(&self, stage: usize, kind: Kind) -> Vec<Unit> {
+        let MapShape { channels, rows, cols } = self.shape(stage, kind);
+        let places =
+            move |map| (0..rows).flat_map(move |row| (0..cols).map(move |col| Unit { map, row, col }));
+        (0..channels).flat_map(places).collect()
+    }
+}
+
+impl Workspace {
+    /// Takes pictures `[picture, channel, row, column]` of the network's input size.
+    pub fn load(&mut self, pictures: ArrayView4<f32>) {
+        assert!(pictures.len_of(ndarray::Axis(0)) <= self.lanes, "more pictures than lanes");
+        self.start(pictures.len_of(ndarray::Axis(0)));
+        for (lane, picture) in pictures.outer_iter().enumerate() {
+            self.load_picture(lane, picture.iter().copied());
+        }
+    }
+
+    /// Begins a minibatch of this many pictures, all zero.
+    pub fn start(&mut self, pictures: usize) {
+        assert!((1..=self.lanes).contains(&pictures), "{pictures} pictures in {} lanes", self.lanes);
+        self.pictures = pictures;
+        self.input.fill(0.0);
+    }
+
+    /// Puts one picture, values in order `[channel, row, column]`, into a lane.
+    pub fn load_picture(&mut self, lane: usize, values: impl Iterator<Item = f32>) {
+        assert!(lane < self.pictures, "lane {lane} holds no picture");
+        for (place, value) in self.input.chunks_exact_mut(self.lanes).zip(values) {
+            place[lane] = value;
+        }
+    }
+
+    /// One sublayer's values, `[picture, map, row, column]`.
+    pub fn values(&self, network: &Network, stage: usize, kind: Kind) -> Array4<f32> {
+        let acts = &self.stages[stage];
+        let maps = match kind {
+            Kind::A => &acts.a,
+            Kind::H => &acts.h,
+            Kind::Y => &acts.y,
+        };
+        self.unpack(maps, network.shape(stage, kind))
+    }
+
+    /// The value of one unit for each picture.
+    pub fn unit_values(&self, network: &Network, stage: usize, kind: Kind, unit: Unit) -> &[f32] {
+        let shape = network.shape(stage, kind);
+        let first = ((unit.map * shape.rows + unit.row) * shape.cols + unit.col) * self.lanes;
+        let acts = &self.stages[stage];
+        let maps = match kind {
+            Kind::A => &acts.a,
+            Kind::H => &acts.h,
+            Kind::Y => &acts.y,
+        };
+        &maps[first..first + self.pictures]
+    }
+
+    /// Maps `[channel, row, column, lane]` as pictures `[picture, channel, row, column]`.
+    pub fn unpack(&self, maps: &[f32], shape: MapShape) -> Array4<f32> {
+        let size = (self.pictures, shape.channels, shape.rows, shape.cols);
+        Array4::from_shape_fn(size, |(lane, c, y, x)| {
+            maps[((c * shape.rows + y) * shape.cols + x) * self.lanes + lane]
+        })
+    }
+
+    /// A stage's input and its activations.
+    fn split(&mut self, stage: usize) -> (&[f32], &mut Activations) {
+        let (below, here) = self.stages.split_at_mut(stage);
+        let input = below.last().map_or(&self.input, |acts| &acts.y);
+        (input, &mut here[0])
+    }
+
+    /// A stage's input, its activations and the gradient with respect to its input.
+    fn split_gradient(&mut self, stage: usize) -> (&[f32], &mut Activations, &mut [f32]) {
+        let (below, here) = self.stages.split_at_mut(stage);
+        match below.last_mut() {
+            Some(Activations { y, dy, .. }) => (y, &mut here[0], dy),
+            None => (&self.input, &mut here[0], &mut self.input_gradient),
+        }
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        4 * (self.input.len() + self.input_gradient.len())
+            + self.stages.iter().map(Activations::bytes).sum::<usize>()
+    }
+}
+
+/// Sizes and costs of every stage of a config, without allocating it.
+pub fn costs(config: &RunConfig) -> Vec<StageCost> {
+    let shapes = config.shapes();
+    let supports = crate::geometry::supports(&shapes);
+    let cost = |(shape, support): (StageShape, Support)| StageCost {
+        shape,
+        support,
+        units: shape.pooled.len(),
+        encoder_connections: shape.connections(),
+        weights: 2 * shape.connections(),
+        encode_flops: 2 * shape.connections(),
+        learn_flops: 10 * shape.connections(),
+    };
+    shapes.into_iter().zip(supports).map(cost).collect()
+}
+
+/// Bytes that training takes: weights, optimiser sums and the activations of every replica.
+pub fn training_bytes(config: &RunConfig, replicas: usize) -> (u64, u64, u64) {
+    let padded = |s: &StageShape| {
+        let maps = s.filtered.channels.next_multiple_of(crate::kernels::filter::MAP_PAD);
+        2 * (s.positions() * s.taps() * maps) as u64
+    };
+    let shapes = config.shapes();
+    let weights = 4 * shapes.iter().map(padded).sum::<u64>();
+    let sums = if config.training.optimiser == Optimiser::Adagrad { weights } else { 0 };
+    let lanes = lanes_for(config.training.batch);
+    let values = |s: &StageShape| s.input.len() + 2 * s.filtered.len() + 4 * s.pooled.len();
+    let maps = 2 * config.input_shape().len() + shapes.iter().map(values).sum::<usize>();
+    (weights, sums, 4 * (maps * lanes * replicas) as u64)
+}
+
+/// A range of stages as people count them: `1`, or `1 to 3`.
+pub fn stage_names(stages: &Range<usize>) -> String {
+    match stages.len() {
+        1 => format!("{}", stages.start + 1),
+        _ => format!("{} to {}", stages.start + 1, stages.end),
+    }
+}

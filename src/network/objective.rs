@@ -1,0 +1,143 @@
+//! The objective `1/B Σ_b [ ||W2 W1ᵀx - x||² + λ Σ_j h_j ]` of each stage, and gradients (paper §3.1).
+//!
+//! The three modes differ in what is a constant: see [`Objective`]. They agree for the values and for a single stage.
+
+use std::ops::Range;
+
+use super::{Network, Unit, WeightUpdate, Workspace};
+use crate::config::Objective;
+use crate::geometry::Kind;
+
+/// A stage's objective on one minibatch, means over its pictures.
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Loss {
+    /// `||r - x||²`.
+    pub reconstruction: f64,
+    /// `λ Σ h`.
+    pub sparsity: f64,
+    /// `||x||²`: what the reconstruction is measured against.
+    pub signal: f64,
+}
+
+impl Loss {
+    /// What is minimised.
+    pub fn total(&self) -> f64 {
+        self.reconstruction + self.sparsity
+    }
+}
+
+impl std::ops::AddAssign for Loss {
+    fn add_assign(&mut self, other: Loss) {
+        self.reconstruction += other.reconstruction;
+        self.sparsity += other.sparsity;
+        self.signal += other.signal;
+    }
+}
+
+impl Network {
+    /// The objective of stages 0 to `last` on the loaded minibatch, without learning. Leaves `residual` behind.
+    pub fn losses(&self, work: &mut Workspace, last: usize) -> Vec<Loss> {
+        self.forward(work, last);
+        (0..=last).map(|index| self.decode(work, index)).collect()
+    }
+
+    /// One step of `stages` on the loaded minibatch: forward, then from the top down gradients that `update` turns into
+    /// new weights, position by position. Returns the loss of each of `stages` before the step.
+    pub fn learn(
+        &self,
+        work: &mut Workspace,
+        stages: Range<usize>,
+        objective: Objective,
+        update: &impl WeightUpdate,
+    ) -> Vec<Loss> {
+        let top = stages.end - 1;
+        if top > 0 {
+            self.forward(work, top - 1);
+        }
+        self.encode(work, top);
+
+        let joint = objective != Objective::Local;
+        let mut losses = vec![Loss::default(); stages.len()];
+        for index in stages.clone().rev() {
+            losses[index - stages.start] = self.decode(work, index);
+            let (stage, pictures, lanes) = (&self.stages[index], work.pictures as f32, work.lanes);
+            let (input, acts, dx) = work.split_gradient(index);
+            let into_input = joint && index > stages.start;
+
+            acts.residual.iter_mut().for_each(|r| *r *= 2.0 / pictures);
+            if into_input && objective == Objective::JointFull {
+                dx.iter_mut().zip(acts.residual.iter()).for_each(|(dx, residual)| *dx = -residual);
+            } else if into_input {
+                dx.fill(0.0);
+            }
+            stage.divide_by_coverage(&mut acts.residual, lanes);
+
+            acts.dh.fill(stage.settings.sparsity_weight / pictures);
+            if joint && index < top {
+                stage.normalisation_gradient(self.cpu, acts);
+            }
+            stage.pooling_gradient(self.cpu, acts);
+            stage.learn(self.cpu, input, acts, into_input.then_some(dx), update);
+        }
+        losses
+    }
+
+    /// Gradient of one unit's value with respect to each picture, into `work.input_gradient`.
+    ///
+    /// `units` names a unit of `stage` for each picture; [`Network::forward`] to that stage must have been run.
+    pub fn input_gradient(&self, work: &mut Workspace, stage: usize, kind: Kind, units: &[Unit]) {
+        assert_eq!(units.len(), work.pictures, "one unit for each picture");
+        let (shape, lanes) = (self.shape(stage, kind), work.lanes);
+        let acts = &mut work.stages[stage];
+        let seeds = match kind {
+            Kind::A => &mut acts.da,
+            Kind::H => &mut acts.dh,
+            Kind::Y => &mut acts.dy,
+        };
+        seeds.fill(0.0);
+        for (lane, unit) in units.iter().enumerate() {
+            seeds[((unit.map * shape.rows + unit.row) * shape.cols + unit.col) * lanes + lane] = 1.0;
+        }
+        for index in (0..=stage).rev() {
+            let layer = &self.stages[index];
+            let (_, acts, dx) = work.split_gradient(index);
+            if index < stage || kind == Kind::Y {
+                acts.dh.fill(0.0);
+                layer.normalisation_gradient(self.cpu, acts);
+            }
+            if index < stage || kind != Kind::A {
+                layer.pooling_gradient(self.cpu, acts);
+            }
+            dx.fill(0.0);
+            layer.filtering_gradient(self.cpu, acts, dx);
+        }
+    }
+
+    /// Makes `residual` of an encoded stage and takes its loss.
+    fn decode(&self, work: &mut Workspace, index: usize) -> Loss {
+        let (pictures, lanes) = (work.pictures, work.lanes);
+        let stage = &self.stages[index];
+        let (input, acts) = work.split(index);
+        stage.decode(self.cpu, input, acts);
+        let mean = 1.0 / pictures as f64;
+        Loss {
+            reconstruction: mean * sum(&acts.residual, lanes, pictures, |r| r * r),
+            sparsity: mean * f64::from(stage.settings.sparsity_weight) * sum(&acts.h, lanes, pictures, |h| h),
+            signal: mean * sum(input, lanes, pictures, |x| x * x),
+        }
+    }
+}
+
+/// `Σ f(x)` over the lanes that hold pictures: in f32 for a few values of each lane, in f64 beyond.
+fn sum(maps: &[f32], lanes: usize, pictures: usize, f: impl Fn(f32) -> f32) -> f64 {
+    let mut by_lane = vec![0f32; lanes];
+    let mut total = 0.0;
+    for places in maps.chunks(64 * lanes) {
+        by_lane.fill(0.0);
+        for place in places.chunks_exact(lanes) {
+            by_lane.iter_mut().zip(place).for_each(|(sum, &x)| *sum += f(x));
+        }
+        total += by_lane[..pictures].iter().map(|&sum| f64::from(sum)).sum::<f64>();
+    }
+    total
+}
