@@ -36,7 +36,7 @@ pub struct Input {
     pub preprocess: Preprocess,
     /// Added to the variance of each direction before whitening, where pixels have variance 1: a low-pass at the
     /// noise end. Lower gives checkerboards, higher gives blobs.
-    pub floor: f32,
+    pub floor: f64,
     /// Side of the whitening filter, for `preprocess = "conv"`; odd.
     pub conv_size: usize,
 }
@@ -76,11 +76,11 @@ pub struct Stage {
     /// Side of the contrast-normalisation window (paper: 5), odd; 0 for none.
     pub lcn: usize,
     /// λ, sparsity against reconstruction (paper: 0.1).
-    pub sparsity_weight: f32,
+    pub sparsity_weight: f64,
     /// ε inside the square root of the pooling.
-    pub epsilon: f32,
+    pub epsilon: f64,
     /// Smallest divisor of the contrast normalisation (paper: 0.01).
-    pub lcn_floor: f32,
+    pub lcn_floor: f64,
     /// How overlapping reconstructions are combined.
     pub reconstruction: Reconstruction,
     /// What the normalisation window does outside the map.
@@ -144,15 +144,15 @@ pub struct Training {
     /// Rule that turns a gradient into a step.
     pub optimiser: Optimiser,
     /// Learning rate.
-    pub rate: f32,
+    pub rate: f64,
     /// Fraction of a stage's steps at the full rate; after it the rate falls linearly.
-    pub rate_hold: f32,
+    pub rate_hold: f64,
     /// The rate at the end, as a fraction of `rate`.
-    pub rate_end: f32,
+    pub rate_end: f64,
     /// Largest norm of a decoder filter; 0 for no bound.
-    pub decoder_norm_bound: f32,
+    pub decoder_norm_bound: f64,
     /// Fraction of the encoder's weights taken away each step (times the schedule's factor).
-    pub encoder_decay: f32,
+    pub encoder_decay: f64,
     /// Steps between reads of the shared weights (the paper's P).
     pub fetch_every: usize,
     /// Steps between pushes of gradients (the paper's G).
@@ -344,8 +344,8 @@ impl RunConfig {
                 }
             }
         }
-        let positive = |x: f32| x.is_finite() && x > 0.0;
-        let at_least_0 = |x: f32| x.is_finite() && x >= 0.0;
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let at_least_0 = |x: f64| x.is_finite() && x >= 0.0;
         let side = 1..=16_384;
 
         let i = &self.input;

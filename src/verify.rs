@@ -6,15 +6,15 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use ndarray::{ArrayD, ArrayViewD, Axis, Ix4, IxDyn, s};
+use ndarray::{ArrayD, ArrayViewD, Axis, Ix3, Ix4, Ix6, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use crate::analysis::stimulus::{Ascent, preferred_stimuli};
 use crate::config::{self, Input, LcnBorder, Objective, Preprocess, Reconstruction, RunConfig, Training};
 use crate::error::{Error, Result};
 use crate::geometry::Kind;
 use crate::kernels::Cpu;
+use crate::network::plain::PlainNetwork;
 use crate::network::{Network, Unit, WeightUpdate, Weights};
 
 /// The golden files that ship with the project: name and content.
@@ -63,7 +63,7 @@ struct Spec {
 
 #[derive(Deserialize)]
 struct GoldenAscent {
-    step: f32,
+    step: f64,
     iters: usize,
 }
 
@@ -83,9 +83,9 @@ struct GoldenStage {
     p: usize,
     s2: usize,
     l: usize,
-    lam: f32,
-    eps: f32,
-    c: f32,
+    lam: f64,
+    eps: f64,
+    c: f64,
     recon_weight: String,
     lcn_border: String,
 }
@@ -165,14 +165,14 @@ impl Golden {
                 format!("tensor `{name}` is {:?}, its settings make it {:?}", want.shape(), got.shape());
             return Err(Error::bad_file(&self.path, problem));
         }
-        let largest = want.iter().fold(0f64, |max, x| max.max(x.abs()));
-        let difference = got.iter().zip(want).map(|(g, w)| (g - w).abs());
-        // `max` would drop a NaN; it must count as the largest error.
-        let worst = difference.fold(0f64, |max, d| if d.is_nan() || d > max { d } else { max });
-        let error = if worst == 0.0 { 0.0 } else { worst / largest };
-        let file = self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        self.checks.push(Check { file, cpu: cpu.name(), tensor: name, error, tolerance });
+        let error = relative_error(got, want);
+        self.record(cpu, name, error, tolerance);
         Ok(())
+    }
+
+    fn record(&mut self, cpu: Cpu, tensor: String, error: f64, tolerance: f64) {
+        let file = self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        self.checks.push(Check { file, cpu: cpu.name(), tensor, error, tolerance });
     }
 
     /// The network with the file's weights.
@@ -253,17 +253,51 @@ impl Golden {
             let gradient = work.unpack(&work.input_gradient, network.input).mapv(f64::from).into_dyn();
             self.compare(cpu, format!("unit.{name}.grad_x"), gradient.view(), GRADIENTS)?;
 
-            let GoldenAscent { step, iters } = self.spec.preferred;
-            let ascent = Ascent { steps: iters, step, norm: 1.0, adapt: false };
-            let start = x.slice(s![0, .., .., ..]);
-            let found = preferred_stimuli(&network, top, kind, &[(unit, start)], &ascent)?.remove(0);
-            let image = found.image.mapv(f64::from).insert_axis(Axis(0)).into_dyn();
-            self.compare(cpu, format!("preferred.{name}.x"), image.view(), STIMULI)?;
-            let value = ndarray::arr1(&[f64::from(found.value)]).into_dyn();
-            self.compare(cpu, format!("preferred.{name}.value"), value.view(), STIMULI)?;
+            self.check_climb(cpu, &network, name, kind, unit)?;
         }
         self.refuse_unchecked()?;
         Ok(self.checks)
+    }
+
+    /// The preferred stimulus. Its fixed steps cross ridges where f32 and f64 soon part for good, so the path is climbed
+    /// in f64, and at every point of it the fast code's gradient must agree.
+    fn check_climb(&mut self, cpu: Cpu, network: &Network, name: &str, kind: Kind, unit: Unit) -> Result<()> {
+        let GoldenAscent { step, iters } = self.spec.preferred;
+        let weights = |name: String| -> Result<_> {
+            let weights = self.tensor(&name)?.to_owned().into_dimensionality::<Ix6>();
+            weights.map_err(|e| Error::bad_file(&self.path, format!("`{name}`: {e}")))
+        };
+        let stages = 1..=network.stages.len();
+        let pairs = stages.map(|s| Ok((weights(format!("stage{s}.W1"))?, weights(format!("stage{s}.W2"))?)));
+        let plain = PlainNetwork::new(&self.config, pairs.collect::<Result<_>>()?);
+        let start = self.tensor("x")?.index_axis(Axis(0), 0).to_owned();
+        let start = start.into_dimensionality::<Ix3>().expect("`x` has four dimensions");
+        let (path, value) = plain.climb(start.view(), kind, unit, step, iters);
+        let end = path.last().expect("it ends somewhere").view().insert_axis(Axis(0)).into_dyn();
+        self.compare(cpu, format!("preferred.{name}.x"), end, STIMULI)?;
+        self.compare(
+            cpu,
+            format!("preferred.{name}.value"),
+            ndarray::arr1(&[value]).into_dyn().view(),
+            STIMULI,
+        )?;
+
+        let points = path.iter().map(|x| x.mapv(|x| x as f32)).collect::<Vec<_>>();
+        let views = points.iter().map(|x| x.view()).collect::<Vec<_>>();
+        let points = ndarray::stack(Axis(0), &views).expect("points are of one shape");
+        let (mut work, top) = (network.workspace(points.len_of(Axis(0))), network.stages.len() - 1);
+        work.load(points.view());
+        network.forward(&mut work, top);
+        let units = vec![unit; work.pictures];
+        network.input_gradient(&mut work, top, kind, &units);
+        let got = work.unpack(&work.input_gradient, network.input).mapv(f64::from);
+        let want = points.outer_iter().map(|x| plain.unit_gradient(x.mapv(f64::from).view(), kind, unit).1);
+        let error = got
+            .outer_iter()
+            .zip(want)
+            .map(|(got, want)| relative_error(got.into_dyn(), want.view().into_dyn()));
+        self.record(cpu, format!("preferred.{name}.path (gradients)"), worst(error), STIMULI);
+        Ok(())
     }
 
     /// Three steps of plain gradient descent on `x`, all stages together.
@@ -314,6 +348,18 @@ impl Golden {
             false => Err(Error::bad_file(&self.path, format!("unknown tensors: {}", unknown.join(", ")))),
         }
     }
+}
+
+/// The largest difference, relative to the largest entry wanted.
+fn relative_error(got: ArrayViewD<f64>, want: ArrayViewD<f64>) -> f64 {
+    let largest = want.iter().fold(0f64, |max, x| max.max(x.abs()));
+    let difference = worst(got.iter().zip(want).map(|(g, w)| (g - w).abs()));
+    if difference == 0.0 { 0.0 } else { difference / largest }
+}
+
+/// The largest of some errors; `f64::max` would drop a NaN, which must count as the worst.
+fn worst(errors: impl Iterator<Item = f64>) -> f64 {
+    errors.fold(0.0, |max, e| if e.is_nan() || e > max { e } else { max })
 }
 
 impl GoldenConfig {

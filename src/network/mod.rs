@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod objective;
+pub mod plain;
 pub mod preprocess;
 pub mod stage;
 

@@ -72,7 +72,7 @@ impl Network {
             }
             stage.divide_by_coverage(&mut acts.residual, lanes);
 
-            acts.dh.fill(stage.settings.sparsity_weight / pictures);
+            acts.dh.fill(stage.settings.sparsity_weight as f32 / pictures);
             if joint && index < top {
                 stage.normalisation_gradient(self.cpu, acts);
             }
@@ -122,7 +122,7 @@ impl Network {
         let mean = 1.0 / pictures as f64;
         Loss {
             reconstruction: mean * sum(&acts.residual, lanes, pictures, |r| r * r),
-            sparsity: mean * f64::from(stage.settings.sparsity_weight) * sum(&acts.h, lanes, pictures, |h| h),
+            sparsity: mean * stage.settings.sparsity_weight * sum(&acts.h, lanes, pictures, |h| h),
             signal: mean * sum(input, lanes, pictures, |x| x * x),
         }
     }

@@ -169,7 +169,7 @@ impl Stage {
     pub fn activations(&self, lanes: usize) -> Activations {
         let (s, maps) = (&self.shape, |shape: crate::geometry::MapShape| Buffer::zeros(shape.len() * lanes));
         let renormalise = self.settings.lcn_border == LcnBorder::Renorm;
-        let lcn = |side| Lcn::new(s.pooled, lanes, side, self.settings.lcn_floor, renormalise);
+        let lcn = |side| Lcn::new(s.pooled, lanes, side, self.settings.lcn_floor as f32, renormalise);
         Activations {
             taps: Taps::new(s, lanes),
             lcn: (s.lcn > 0).then(|| lcn(s.lcn)),
@@ -215,7 +215,7 @@ impl Stage {
         self.for_each_position(taps, Weights::Encoder, |weights, base, first| {
             filter::respond(cpu, taps, base, maps, weights, input, &mut a[first..], step);
         });
-        pool::pool(cpu, &self.shape, self.settings.epsilon, a, h, row_scratch);
+        pool::pool(cpu, &self.shape, self.settings.epsilon as f32, a, h, row_scratch);
     }
 
     /// Local contrast normalisation: `y` from `h`; lanes from `pictures` on are no pictures and become 0.
