@@ -294,6 +294,35 @@ impl RunConfig {
         toml::to_string(self).expect("settings are plain tables")
     }
 
+    /// Every setting in which `other` differs, as `key: this value -> other value`.
+    pub fn differences(&self, other: &RunConfig) -> Vec<String> {
+        let (mine, others) = (self.flattened(), other.flattened());
+        let key = |entry: &(String, String)| entry.0.clone();
+        let keys: std::collections::BTreeSet<String> = mine.iter().chain(&others).map(key).collect();
+        let find = |entries: &[(String, String)], key: &str| {
+            entries.iter().find(|entry| entry.0 == key).map_or("none".to_owned(), |entry| entry.1.clone())
+        };
+        let pairs = keys.iter().map(|key| (key, find(&mine, key), find(&others, key)));
+        pairs.filter(|(_, a, b)| a != b).map(|(key, a, b)| format!("{key}: {a} -> {b}")).collect()
+    }
+
+    /// Every setting as `(key, value)`, stages numbered from 1.
+    fn flattened(&self) -> Vec<(String, String)> {
+        let table = Table::try_from(self).expect("settings are plain tables");
+        let entries = |section: &str, table: &Table| -> Vec<(String, String)> {
+            table.iter().map(|(key, value)| (format!("{section}.{key}"), value.to_string())).collect()
+        };
+        let sections = table.iter().flat_map(|(section, value)| match value {
+            Value::Table(table) => entries(section, table),
+            Value::Array(stages) => (1..)
+                .zip(stages.iter().filter_map(Value::as_table))
+                .flat_map(|(number, stage)| entries(&format!("{section}.{number}"), stage))
+                .collect(),
+            _ => Vec::new(),
+        });
+        sections.collect()
+    }
+
     /// The sizes of every stage.
     pub fn shapes(&self) -> Vec<StageShape> {
         self.try_shapes().expect("checked when the config was made")

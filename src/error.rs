@@ -72,6 +72,17 @@ pub enum Error {
     /// Two things that must belong together do not.
     #[error("{0}")]
     Mismatch(String),
+    /// The loss is no number any more.
+    #[error(
+        "the loss of stage {stage} is no number any more at step {step}: a lower training.rate may help; \
+         the last checkpoint is good"
+    )]
+    Diverged {
+        /// The stage, counted from 1.
+        stage: usize,
+        /// The step of the run.
+        step: u64,
+    },
     /// The machine lacks the memory or disk space that the job needs.
     #[error("{what} needs {need_bytes} bytes and {have_bytes} are free")]
     NoRoom {

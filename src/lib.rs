@@ -18,11 +18,14 @@
 
 pub mod analysis;
 pub mod config;
+pub mod dataset;
 pub mod error;
 pub mod geometry;
 pub mod kernels;
 pub mod network;
+pub mod report;
 pub mod rng;
+pub mod training;
 pub mod verify;
 
 pub use config::RunConfig;

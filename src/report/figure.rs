@@ -1,0 +1,155 @@
+//! Pictures of numbers: tiles, grids of tiles, curves.
+
+use std::path::Path;
+
+use image::{ImageFormat, Rgb, RgbImage};
+use ndarray::ArrayView3;
+use plotters::prelude::*;
+
+use crate::error::{Error, Result};
+
+/// Pixels between tiles of a grid.
+const GAP: u32 = 2;
+const BACKGROUND: Rgb<u8> = Rgb([24, 24, 28]);
+
+/// Signed values `[channel, row, column]` as a picture: 0 is mid-grey, the largest magnitude black or white. One channel
+/// is grey, three are RGB; of any other number, as stages above the first have, the mean is shown.
+pub fn signed_tile(values: ArrayView3<f32>) -> RgbImage {
+    let largest = values.iter().fold(0f32, |max, x| max.max(x.abs())).max(f32::MIN_POSITIVE);
+    let (channels, rows, cols) = values.dim();
+    let level = |x: f32| (127.5 + 127.5 * (x / largest).clamp(-1.0, 1.0)).round() as u8;
+    RgbImage::from_fn(cols as u32, rows as u32, |x, y| {
+        let at = |c: usize| values[(c, y as usize, x as usize)];
+        match channels {
+            3 => Rgb([level(at(0)), level(at(1)), level(at(2))]),
+            _ => Rgb([level((0..channels).map(at).sum::<f32>() / channels as f32); 3]),
+        }
+    })
+}
+
+/// 8-bit pixels `[channel, row, column]` of one or three channels as a picture.
+pub fn pixel_tile(pixels: &[u8], channels: usize, rows: usize, cols: usize) -> RgbImage {
+    RgbImage::from_fn(cols as u32, rows as u32, |x, y| {
+        let at = |c: usize| pixels[(c * rows + y as usize) * cols + x as usize];
+        if channels == 3 { Rgb([at(0), at(1), at(2)]) } else { Rgb([at(0); 3]) }
+    })
+}
+
+/// Tiles of one size in rows of `columns`, each pixel enlarged to `zoom` pixels.
+pub fn grid(tiles: &[RgbImage], columns: usize, zoom: u32) -> RgbImage {
+    let (width, height) = tiles.first().map_or((1, 1), |tile| tile.dimensions());
+    let columns = columns.clamp(1, tiles.len().max(1)) as u32;
+    let rows = (tiles.len() as u32).div_ceil(columns).max(1);
+    let (step_x, step_y) = (width * zoom + GAP, height * zoom + GAP);
+    let mut out = RgbImage::from_pixel(columns * step_x + GAP, rows * step_y + GAP, BACKGROUND);
+    for (index, tile) in (0..).zip(tiles) {
+        let (left, top) = (GAP + index % columns * step_x, GAP + index / columns * step_y);
+        for y in 0..height * zoom {
+            for x in 0..width * zoom {
+                out.put_pixel(left + x, top + y, *tile.get_pixel(x / zoom, y / zoom));
+            }
+        }
+    }
+    out
+}
+
+/// Writes a PNG.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn save_png(image: &RgbImage, path: &Path) -> Result<()> {
+    std::fs::write(path, png(image)).map_err(Error::io(path, "write"))
+}
+
+/// A picture as PNG.
+pub fn png(image: &RgbImage) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, ImageFormat::Png).expect("memory takes any picture");
+    bytes.into_inner()
+}
+
+/// A curve in a [`curves`] plot.
+pub struct Curve<'a> {
+    /// Its name in the legend.
+    pub name: &'a str,
+    /// Its points; those that are not finite are left out.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// Curves over a common axis, as SVG without a fixed colour of its background.
+pub fn curves(title: &str, x_name: &str, curves: &[Curve]) -> String {
+    const COLOURS: [RGBColor; 4] =
+        [RGBColor(66, 133, 190), RGBColor(214, 110, 42), RGBColor(70, 155, 92), RGBColor(165, 92, 178)];
+    let text = RGBColor(128, 128, 128);
+    let finite = |p: &&(f64, f64)| p.0.is_finite() && p.1.is_finite();
+    let points: Vec<(f64, f64)> = curves.iter().flat_map(|c| c.points.iter().filter(finite)).copied().collect();
+    let range = |values: Vec<f64>| {
+        let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(l, h), &v| (l.min(v), h.max(v)));
+        let margin = 0.05 * (high - low).max(1e-9 + 1e-3 * high.abs());
+        if values.is_empty() { 0.0..1.0 } else { low - margin..high + margin }
+    };
+    let (xs, ys) = (points.iter().map(|p| p.0).collect(), points.iter().map(|p| p.1).collect());
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, (420, 260)).into_drawing_area();
+        let draw = || -> std::result::Result<(), Box<dyn std::error::Error>> {
+            let mut chart = ChartBuilder::on(&root)
+                .caption(title, ("sans-serif", 15).into_font().color(&text))
+                .margin(8)
+                .x_label_area_size(34)
+                .y_label_area_size(56)
+                .build_cartesian_2d(range(xs), range(ys))?;
+            chart
+                .configure_mesh()
+                .x_desc(x_name)
+                .x_labels(5)
+                .y_labels(6)
+                .axis_style(text)
+                .bold_line_style(text.mix(0.25))
+                .light_line_style(TRANSPARENT)
+                .label_style(("sans-serif", 12).into_font().color(&text))
+                .draw()?;
+            for (curve, colour) in curves.iter().zip(COLOURS.iter().cycle()) {
+                let line = LineSeries::new(curve.points.iter().filter(finite).copied(), colour.stroke_width(2));
+                let legend = move |(x, y)| PathElement::new([(x, y), (x + 14, y)], colour.stroke_width(2));
+                chart.draw_series(line)?.label(curve.name).legend(legend);
+            }
+            if curves.len() > 1 {
+                let style = ("sans-serif", 12).into_font().color(&text);
+                chart.configure_series_labels().label_font(style).border_style(TRANSPARENT).draw()?;
+            }
+            root.present()?;
+            Ok(())
+        };
+        draw().expect("drawing into a string cannot fail");
+    }
+    svg
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::arr3;
+
+    #[test]
+    fn zero_is_mid_grey_and_the_extremes_black_and_white() {
+        let tile = signed_tile(arr3(&[[[0.0, 2.0, -2.0]]]).view());
+        assert_eq!([0, 1, 2].map(|x| tile.get_pixel(x, 0).0[0]), [128, 255, 0]);
+    }
+
+    #[test]
+    fn a_grid_places_tiles_row_by_row() {
+        let tile = |v| RgbImage::from_pixel(2, 1, Rgb([v; 3]));
+        let grid = grid(&[tile(10), tile(20), tile(30)], 2, 3);
+        assert_eq!(grid.dimensions(), (2 * (6 + GAP) + GAP, 2 * (3 + GAP) + GAP));
+        assert_eq!(grid.get_pixel(GAP, GAP).0[0], 10);
+        assert_eq!(grid.get_pixel(GAP + 6 + GAP, GAP + 2).0[0], 20);
+        assert_eq!(grid.get_pixel(GAP + 5, GAP + 3 + GAP).0[0], 30);
+    }
+
+    #[test]
+    fn curves_leave_out_what_is_no_number() {
+        let svg = curves("loss", "step", &[Curve { name: "a", points: vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 0.5)] }]);
+        assert!(svg.starts_with("<svg") && !svg.contains("NaN"));
+    }
+}

@@ -1,0 +1,4 @@
+//! Results as pictures, and as one HTML file.
+
+pub mod figure;
+pub mod gallery;

@@ -1,0 +1,351 @@
+//! Trains a network: replicas on threads, each with its own minibatches, update one set of weights, and none waits for
+//! another (paper §4.1). Stage by stage or all together, with checkpoints to go on from.
+
+pub mod monitor;
+pub mod optimiser;
+
+use std::fmt;
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::RunConfig;
+use crate::dataset::{Dataset, Shuffle, available_memory};
+use crate::error::{Error, Result};
+use crate::network::checkpoint::{self, Checkpoint};
+use crate::network::preprocess::{Inputs, Whitening};
+use crate::network::{Network, training_bytes};
+use monitor::{LogLine, Monitor, Position};
+use optimiser::{Step, schedule};
+
+/// Where a run stands; saved with each checkpoint. All randomness follows from it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Phase of the schedule, from 0.
+    pub phase: usize,
+    /// Steps done in this phase.
+    pub phase_step: u64,
+    /// Steps done in the whole run: the number of the next minibatch.
+    pub step: u64,
+    /// Frames learned from.
+    pub images: u64,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// Bytes of the log.
+    pub log_bytes: u64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// The frames that it learns from.
+    pub frames: FramesUsed,
+}
+
+/// The frames that a run learns from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FramesUsed {
+    /// Where they are, as an absolute path.
+    pub path: PathBuf,
+    /// How many.
+    pub count: usize,
+    /// See [`Dataset::fingerprint`].
+    pub fingerprint: String,
+}
+
+/// What else [`train`] wants to know.
+pub struct Options<'a> {
+    /// Seed of weights, order and everything else.
+    pub seed: u64,
+    /// Replicas where the config leaves it open.
+    pub threads: usize,
+    /// Go on with the run in the folder, if there is one.
+    pub resume: bool,
+    /// Where the frames are from, for the record.
+    pub frames: &'a Path,
+    /// Set to a signal's number to stop after the current step, save and return.
+    pub interrupted: &'a AtomicUsize,
+}
+
+/// What a training run came to.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    /// The run folder.
+    pub run: PathBuf,
+    /// True if all steps were done; false if it was interrupted, and saved.
+    pub finished: bool,
+    /// Steps done in the whole run.
+    pub steps: u64,
+    /// Frames learned from.
+    pub images: u64,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// Replicas that trained.
+    pub replicas: usize,
+    /// Frames there were.
+    pub frames: usize,
+    /// Loss of each stage in its first and last line of the log.
+    pub stages: Vec<StageSummary>,
+}
+
+/// How far a stage came.
+#[derive(Debug, Clone, Serialize)]
+pub struct StageSummary {
+    /// Number of the stage, from 1.
+    pub stage: usize,
+    /// Loss in the first line of the log.
+    pub first_loss: f64,
+    /// Loss in the last.
+    pub last_loss: f64,
+    /// Reconstruction error as a share of the input, in the last line.
+    pub unexplained: f64,
+    /// Sparsity over reconstruction, in the last line.
+    pub balance: f64,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let state = if self.finished { "trained" } else { "interrupted and saved" };
+        let Summary { steps, images, seconds, replicas, frames, .. } = self;
+        let rate = *images as f64 / seconds.max(1e-9);
+        writeln!(f, "{state}: {steps} steps, {images} images ({frames} frames) in {seconds:.0} s")?;
+        writeln!(f, "{replicas} replicas, {rate:.0} images/s")?;
+        for s in &self.stages {
+            let (first, last, share) = (s.first_loss, s.last_loss, 100.0 * s.unexplained);
+            writeln!(
+                f,
+                "stage {}: loss {first:.2} -> {last:.2}; {share:.0} % of the input unexplained; \
+                 sparsity / reconstruction {:.2}",
+                s.stage, s.balance
+            )?;
+        }
+        write!(f, "{}", self.run.display())
+    }
+}
+
+/// A run in progress, shared by its replicas.
+struct Run<'a> {
+    config: &'a RunConfig,
+    out: &'a Path,
+    network: Network,
+    whitening: &'a Whitening,
+    inputs: Inputs<'a>,
+    shuffle: Shuffle,
+    monitor: Mutex<Monitor>,
+    interrupted: &'a AtomicUsize,
+}
+
+/// Trains as `config` says on `frames`, in the run folder `out`; `watch` is told of every step (the last step of the
+/// run, and a line of the log when one was written).
+///
+/// # Errors
+/// The folder holds a run already (or, to go on, one of other settings or frames), does not fit in memory, cannot be
+/// written, or the loss is no number any more; the last checkpoint stays good in every case.
+pub fn train(
+    config: &RunConfig, frames: &Dataset, out: &Path, options: &Options, watch: impl Fn(u64, Option<&LogLine>) + Sync,
+) -> Result<Summary> {
+    let from = checkpoint::latest(out);
+    if !options.resume && is_occupied(out) {
+        let problem = "holds something already; continue a run with --resume, or choose another folder";
+        return Err(Error::bad_file(out, problem));
+    }
+    let replicas = if config.training.replicas > 0 { config.training.replicas } else { options.threads.max(1) };
+    check_memory(config, replicas)?;
+    fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
+
+    let used = FramesUsed {
+        path: fs::canonicalize(options.frames).unwrap_or_else(|_| options.frames.to_owned()),
+        count: frames.len(),
+        fingerprint: frames.fingerprint(),
+    };
+    let (network, whitening, mut state) = match from {
+        Some(folder) => resume(&folder, config, &used)?,
+        None => {
+            let whitening = Whitening::fit(&config.input, frames, options.seed)?;
+            let network = Network::new(config, options.seed)?;
+            let path = out.join("config.toml");
+            fs::write(&path, config.to_toml()).map_err(Error::io(&path, "write"))?;
+            let (phase, phase_step, step, images, seconds, log_bytes) = (0, 0, 0, 0, 0.0, 0);
+            let seed = options.seed;
+            (network, whitening, State { phase, phase_step, step, images, seconds, log_bytes, seed, frames: used })
+        }
+    };
+    let run = Run {
+        config,
+        out,
+        network,
+        whitening: &whitening,
+        inputs: Inputs::new(frames, &whitening, (available_memory() / 4) as usize),
+        shuffle: Shuffle::new(state.seed, frames.len(), config.training.batch),
+        monitor: Mutex::new(Monitor::open(&out.join("log.jsonl"), state.log_bytes, config.training.log_every)?),
+        interrupted: options.interrupted,
+    };
+    let phases = config.phases();
+    while let Some((stages, steps)) = phases.get(state.phase) {
+        run.train_until_checkpoint(&mut state, stages, *steps, replicas, &watch)?;
+        if state.phase_step == *steps {
+            state.phase += 1;
+            state.phase_step = 0;
+        }
+        run.save(&state)?;
+        if options.interrupted.load(Ordering::Relaxed) != 0 {
+            break;
+        }
+    }
+    let log = monitor::read_log(&out.join("log.jsonl"))?;
+    Ok(Summary {
+        run: out.into(),
+        finished: state.phase == phases.len(),
+        steps: state.step,
+        images: state.images,
+        seconds: state.seconds,
+        replicas,
+        frames: frames.len(),
+        stages: summarise(&log),
+    })
+}
+
+impl Run<'_> {
+    /// Trains one phase to its end, the next checkpoint, or an interruption.
+    fn train_until_checkpoint(
+        &self, state: &mut State, stages: &Range<usize>, steps: u64, replicas: usize,
+        watch: &(impl Fn(u64, Option<&LogLine>) + Sync),
+    ) -> Result<()> {
+        let training = &self.config.training;
+        let begun = Instant::now();
+        let until = Duration::from_secs_f64(60.0 * training.checkpoint_minutes);
+        let (first_step, first_phase_step) = (state.step, state.phase_step);
+        // The next minibatch of the phase; replicas take numbers, and whoever is faster takes more.
+        let next = AtomicU64::new(first_phase_step);
+        let failed = Mutex::new(None);
+        let stop = AtomicBool::new(false);
+        self.lock_monitor().start();
+        let position = |phase_step: u64| Position {
+            step: first_step + phase_step - first_phase_step,
+            images: (first_step + phase_step - first_phase_step) * training.batch as u64,
+            seconds: state.seconds + begun.elapsed().as_secs_f64(),
+            rate: training.rate * schedule(training, phase_step as f64 / steps as f64),
+            first_stage: stages.start,
+        };
+        let replica = || -> Result<()> {
+            let mut work = self.network.workspace(training.batch);
+            loop {
+                let interrupted = self.interrupted.load(Ordering::Relaxed) != 0;
+                if interrupted || stop.load(Ordering::Relaxed) || begun.elapsed() > until {
+                    return Ok(());
+                }
+                let phase_step = next.fetch_add(1, Ordering::Relaxed);
+                if phase_step >= steps {
+                    next.fetch_sub(1, Ordering::Relaxed);
+                    return Ok(());
+                }
+                let number = first_step + phase_step - first_phase_step;
+                self.inputs.load(&self.shuffle.batch(number), &mut work);
+                let update = Step::new(self.network.cpu, training, schedule(training, phase_step as f64 / steps as f64));
+                let losses = self.network.learn(&mut work, stages.clone(), training.objective, &update);
+                if let Some(bad) = losses.iter().position(|loss| !loss.total().is_finite()) {
+                    return Err(Error::Diverged { stage: stages.start + bad + 1, step: number });
+                }
+                let at = position(phase_step + 1);
+                let line = self.lock_monitor().add(&losses, training.batch, &at)?;
+                watch(at.step, line.as_ref());
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..replicas {
+                scope.spawn(|| {
+                    if let Err(error) = replica() {
+                        stop.store(true, Ordering::Relaxed);
+                        failed.lock().expect("no replica panics").get_or_insert(error);
+                    }
+                });
+            }
+        });
+        if let Some(error) = failed.into_inner().expect("no replica panics") {
+            return Err(error);
+        }
+        let done = next.into_inner();
+        let at = position(done);
+        let line = self.lock_monitor().flush(&at)?;
+        watch(at.step, line.as_ref());
+        (state.phase_step, state.step, state.images, state.seconds) = (done, at.step, at.images, at.seconds);
+        state.log_bytes = self.lock_monitor().bytes()?;
+        Ok(())
+    }
+
+    fn lock_monitor(&self) -> std::sync::MutexGuard<'_, Monitor> {
+        self.monitor.lock().expect("no replica panics")
+    }
+
+    /// Writes a checkpoint and removes all but the one before it.
+    fn save(&self, state: &State) -> Result<()> {
+        let folder = self.out.join("checkpoints").join(format!("step-{:010}", state.step));
+        if folder.exists() {
+            return Ok(()); // interrupted before a single step since the last one
+        }
+        checkpoint::save(&folder, self.config, &self.network, self.whitening, state)?;
+        let mut old = checkpoint::all(self.out);
+        old.truncate(old.len().saturating_sub(2));
+        old.iter().try_for_each(|path| fs::remove_dir_all(path).map_err(Error::io(path, "remove")))
+    }
+}
+
+/// True if the folder holds anything.
+fn is_occupied(out: &Path) -> bool {
+    fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+fn check_memory(config: &RunConfig, replicas: usize) -> Result<()> {
+    let (weights, sums, maps) = training_bytes(config, replicas);
+    let (need_bytes, have_bytes) = (weights + sums + maps, available_memory());
+    if need_bytes > have_bytes {
+        let gb = |bytes| bytes as f64 / 1e9;
+        let what = format!(
+            "training (weights {:.1} GB, optimiser {:.1} GB, activations of {replicas} replicas {:.1} GB)",
+            gb(weights),
+            gb(sums),
+            gb(maps)
+        );
+        return Err(Error::NoRoom { what, need_bytes, have_bytes });
+    }
+    Ok(())
+}
+
+/// The run in a checkpoint, if settings and frames are those it was begun with.
+fn resume(folder: &Path, config: &RunConfig, used: &FramesUsed) -> Result<(Network, Whitening, State)> {
+    let state: State = checkpoint::read_state(folder)?;
+    let Checkpoint { config: before, network, whitening } = Checkpoint::load(folder, true)?;
+    let changed = before.differences(config);
+    if !changed.is_empty() {
+        let problem = format!("the run was begun with other settings: {}", changed.join("; "));
+        return Err(Error::bad_file(folder, problem));
+    }
+    if (state.frames.count, &state.frames.fingerprint) != (used.count, &used.fingerprint) {
+        let (then, now) = (state.frames.count, used.count);
+        let path = state.frames.path.display();
+        let problem = format!("the run was begun with other frames: {then} of {path}, now {now} of another content");
+        return Err(Error::bad_file(folder, problem));
+    }
+    Ok((network, whitening, state))
+}
+
+fn summarise(log: &[LogLine]) -> Vec<StageSummary> {
+    let mut stages: Vec<StageSummary> = Vec::new();
+    for line in log.iter().flat_map(|line| &line.stages) {
+        match stages.iter_mut().find(|summary| summary.stage == line.stage) {
+            Some(summary) => {
+                (summary.last_loss, summary.unexplained, summary.balance) = (line.loss, line.unexplained, line.balance);
+            }
+            None => stages.push(StageSummary {
+                stage: line.stage,
+                first_loss: line.loss,
+                last_loss: line.loss,
+                unexplained: line.unexplained,
+                balance: line.balance,
+            }),
+        }
+    }
+    stages
+}

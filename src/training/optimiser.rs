@@ -1,0 +1,151 @@
+//! From gradients to steps: SGD and Adagrad, decay of the encoder, the bound on the decoder, the schedule.
+
+use crate::config::{Optimiser, Training};
+use crate::kernels::filter::MAP_PAD;
+use crate::kernels::{Cpu, Kernel, Simd};
+use crate::network::WeightUpdate;
+
+/// Factor of the learning rate after a fraction `done` of a phase's steps: 1, then linearly down to the end.
+pub fn schedule(training: &Training, done: f64) -> f64 {
+    let (hold, end) = (training.rate_hold, training.rate_end);
+    if done <= hold {
+        return 1.0;
+    }
+    1.0 + (end - 1.0) * ((done - hold) / (1.0 - hold)).min(1.0)
+}
+
+/// The update of one step.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    cpu: Cpu,
+    optimiser: Optimiser,
+    rate: f32,
+    /// The encoder keeps this share of itself.
+    keep: f32,
+    norm_bound: f32,
+}
+
+impl Step {
+    /// With the schedule at `factor`.
+    pub fn new(cpu: Cpu, training: &Training, factor: f64) -> Step {
+        Step {
+            cpu,
+            optimiser: training.optimiser,
+            rate: (training.rate * factor) as f32,
+            keep: (1.0 - training.encoder_decay * factor) as f32,
+            norm_bound: training.decoder_norm_bound as f32,
+        }
+    }
+}
+
+impl WeightUpdate for Step {
+    fn encoder(&self, weights: &mut [f32], sums: &mut [f32], gradient: &[f32]) {
+        self.cpu.run(Update { step: self, keep: self.keep, weights, sums, gradient });
+    }
+
+    fn decoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &[f32]) {
+        self.cpu.run(Update { step: self, keep: 1.0, weights, sums, gradient });
+        if self.norm_bound > 0.0 {
+            self.cpu.run(BoundNorms { maps, weights, bound: self.norm_bound });
+        }
+    }
+}
+
+struct Update<'a> {
+    step: &'a Step,
+    keep: f32,
+    weights: &'a mut [f32],
+    sums: &'a mut [f32],
+    gradient: &'a [f32],
+}
+
+impl Kernel for Update<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let (rate, keep) = (self.step.rate, self.keep);
+        match self.step.optimiser {
+            Optimiser::Sgd => {
+                for (w, &g) in self.weights.iter_mut().zip(self.gradient) {
+                    *w = keep * *w - rate * g;
+                }
+            }
+            Optimiser::Adagrad => {
+                for ((w, sum), &g) in self.weights.iter_mut().zip(self.sums).zip(self.gradient) {
+                    *sum += g * g;
+                    *w = keep * *w - rate * g / (sum.sqrt() + 1e-8);
+                }
+            }
+        }
+    }
+}
+
+/// Rescales filters whose norm is above the bound; weights are `[tap, map]`.
+struct BoundNorms<'a> {
+    maps: usize,
+    weights: &'a mut [f32],
+    bound: f32,
+}
+
+impl Kernel for BoundNorms<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        for first in (0..self.maps).step_by(MAP_PAD) {
+            let mut squares = [0f32; MAP_PAD];
+            for tap in self.weights.chunks_exact(self.maps) {
+                for (square, w) in squares.iter_mut().zip(&tap[first..first + MAP_PAD]) {
+                    *square += w * w;
+                }
+            }
+            let bound = self.bound;
+            if squares.iter().all(|&square| square <= bound * bound) {
+                continue;
+            }
+            let scale = squares.map(|square| if square > bound * bound { bound / square.sqrt() } else { 1.0 });
+            for tap in self.weights.chunks_exact_mut(self.maps) {
+                for (w, scale) in tap[first..first + MAP_PAD].iter_mut().zip(&scale) {
+                    *w *= scale;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn training(optimiser: Optimiser) -> Training {
+        Training { optimiser, rate: 0.5, encoder_decay: 0.1, decoder_norm_bound: 1.0, ..Training::default() }
+    }
+
+    #[test]
+    fn adagrad_divides_by_the_root_of_all_squares_so_far() {
+        for cpu in Cpu::available() {
+            let step = Step::new(cpu, &training(Optimiser::Adagrad), 1.0);
+            let (mut w, mut sums) = ([1.0; 8], [16.0; 8]);
+            step.encoder(&mut w, &mut sums, &[3.0; 8]);
+            assert_eq!((sums[0], w[0]), (25.0, 0.9 - 0.5 * 3.0 / 5.0), "{}", cpu.name());
+        }
+    }
+
+    #[test]
+    fn decoder_filters_are_brought_back_to_the_bound_and_shorter_ones_left() {
+        for cpu in Cpu::available() {
+            let step = Step::new(cpu, &training(Optimiser::Sgd), 1.0);
+            let mut w = [0.0; 3 * 16];
+            (w[2], w[16 + 2], w[9]) = (3.0, 4.0, 0.5);
+            step.decoder(16, &mut w, &mut [], &[0.0; 48]);
+            assert_eq!((w[2], w[16 + 2], w[9]), (0.6, 0.8, 0.5), "{}", cpu.name());
+        }
+    }
+
+    #[test]
+    fn the_rate_holds_then_falls_to_its_end() {
+        let training = Training { rate_hold: 0.6, rate_end: 0.05, ..Training::default() };
+        assert_eq!(schedule(&training, 0.3), 1.0);
+        assert!((schedule(&training, 0.8) - 0.525).abs() < 1e-12);
+        assert!((schedule(&training, 1.0) - 0.05).abs() < 1e-12);
+    }
+}
