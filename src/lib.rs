@@ -18,6 +18,7 @@
 
 pub mod config;
 pub mod error;
+pub mod frames;
 pub mod geometry;
 pub mod rng;
 pub mod video;
