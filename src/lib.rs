@@ -20,6 +20,7 @@ pub mod analysis;
 pub mod config;
 pub mod dataset;
 pub mod error;
+pub mod frames;
 pub mod geometry;
 pub mod kernels;
 pub mod network;
@@ -27,6 +28,7 @@ pub mod report;
 pub mod rng;
 pub mod training;
 pub mod verify;
+pub mod video;
 
 pub use config::RunConfig;
 pub use error::{Error, Result};

@@ -1,0 +1,638 @@
+//! Decodes video files through FFmpeg's libraries: exact jumps, upright frames, right colours.
+//!
+//! Containers promise little: durations are unset or wrong, a jump may land late, timestamps start anywhere. So every
+//! jump is checked by decoding, and repeated from further back or from the start of the file if it landed late.
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::Once;
+
+use ffmpeg_next as ff;
+use ffmpeg_next::ffi;
+use image::RgbImage;
+
+use super::{Instant, Orientation, VideoInfo, VideoSource};
+use crate::error::{Error, Result};
+
+/// Frames with more pixels are refused, so that a hostile file cannot take all memory.
+pub const MAX_PIXELS: u32 = 1 << 28;
+
+/// Errors in a row after which the rest of a file counts as unreadable.
+const MAX_ERRORS: u32 = 1000;
+
+/// The video stream of an open file.
+pub struct VideoFile {
+    path: PathBuf,
+    input: ff::format::context::Input,
+    decoder: ff::decoder::Video,
+    converter: Option<Converter>,
+    info: VideoInfo,
+    /// Shown from its timestamp until that of `ahead`.
+    current: Option<Shot>,
+    ahead: Option<Shot>,
+    /// Timestamp units that a frame lasts where nothing else is known.
+    usual_length: i64,
+    end_of_packets: bool,
+    jumps: Jumps,
+    errors: u32,
+    last_error: Option<String>,
+}
+
+// SAFETY: every libav structure inside is owned by this value alone and libav ties none of them to a thread. The
+// decoder runs on the calling thread only.
+unsafe impl Send for VideoFile {}
+
+struct Shot {
+    frame: ff::frame::Video,
+    pts: i64,
+}
+
+/// What experience with this file says about jumping.
+#[derive(Clone, Copy, PartialEq)]
+enum Jumps {
+    Work,
+    /// They land before the place where we were, as in a file without an index.
+    OnlyBack,
+    Fail,
+}
+
+impl VideoFile {
+    /// Opens a file and decodes its first frame.
+    ///
+    /// # Errors
+    /// If the file is missing, is no video, has no video stream or nothing in it can be decoded.
+    pub fn open(path: &Path) -> Result<VideoFile> {
+        quiet();
+        let meta = path.metadata().map_err(Error::io(path, "read"))?;
+        if !meta.is_file() {
+            return Err(Error::bad_file(path, "is not a regular file"));
+        }
+        if meta.len() == 0 {
+            return Err(Error::bad_file(path, "is empty (0 bytes)"));
+        }
+        std::fs::File::open(path).map_err(Error::io(path, "read"))?;
+        let mut video = open_stream(path).map_err(|problem| Error::bad_file(path, problem))?;
+        video.ahead = video.decode();
+        let Some(first) = &video.ahead else {
+            let reason = video.last_error.take().unwrap_or_else(|| "the stream has no frame".into());
+            return Err(Error::bad_file(path, format!("no frame can be decoded: {reason}")));
+        };
+        let first_pts = first.pts;
+        if let Some(matrix) = frame_matrix(&first.frame) {
+            video.info.orientation = Orientation::from_display_matrix(&matrix);
+        }
+        (video.info.coded_width, video.info.coded_height) = (first.frame.width(), first.frame.height());
+        video.info.first_pts = first_pts;
+        video.info.end_pts = video.stated_end(first_pts);
+        Ok(video)
+    }
+
+    /// How many packets could not be read or decoded so far, and the reason of the last.
+    pub fn damage(&self) -> Option<(u32, &str)> {
+        self.last_error.as_deref().map(|reason| (self.errors, reason))
+    }
+
+    /// End of the stream, or else of the whole file, where it is stated rather than guessed from the bit rate.
+    fn stated_end(&self, first_pts: i64) -> Option<i64> {
+        let known = |v: i64| (v != ffi::AV_NOPTS_VALUE).then_some(v);
+        // SAFETY: the stream and its context live as long as `input`.
+        let (start, length, file_start, file_length, guessed) = unsafe {
+            let (context, stream) = (self.input.as_ptr(), self.stream());
+            let guess = ffi::AVDurationEstimationMethod::AVFMT_DURATION_FROM_BITRATE;
+            (
+                known((*stream).start_time),
+                known((*stream).duration),
+                known((*context).start_time),
+                known((*context).duration),
+                (*context).duration_estimation_method == guess,
+            )
+        };
+        let of_file = || {
+            let micros = file_start.unwrap_or(0).checked_add(file_length.filter(|_| !guessed)?)?;
+            Some((micros as f64 / 1e6 / self.info.time_base) as i64)
+        };
+        let of_stream = length.filter(|&l| l > 0).and_then(|l| start.unwrap_or(first_pts).checked_add(l));
+        of_stream.or_else(of_file).filter(|&end| end > first_pts)
+    }
+
+    fn stream(&self) -> *mut ffi::AVStream {
+        // SAFETY: `info.stream` came from av_find_best_stream on this context, whose streams never go away.
+        unsafe { *(*self.input.as_ptr()).streams.add(self.info.stream) }
+    }
+
+    /// The next frame in order of display, damaged packets left out.
+    fn decode(&mut self) -> Option<Shot> {
+        let mut in_a_row = 0;
+        while in_a_row < MAX_ERRORS {
+            let mut frame = ff::frame::Video::empty();
+            match self.decoder.receive_frame(&mut frame) {
+                Ok(()) => {
+                    // SAFETY: a received frame is a valid AVFrame.
+                    let discard = unsafe { (*frame.as_ptr()).flags & ffi::AV_FRAME_FLAG_DISCARD != 0 };
+                    if discard {
+                        continue;
+                    }
+                    let last = self.ahead.as_ref().or(self.current.as_ref()).map(|shot| shot.pts);
+                    let pts = frame.timestamp().or_else(|| last?.checked_add(self.usual_length));
+                    return Some(Shot { frame, pts: pts.unwrap_or(0) });
+                }
+                Err(ff::Error::Other { errno: ff::error::EAGAIN }) if !self.end_of_packets => {}
+                Err(ff::Error::Eof | ff::Error::Other { errno: ff::error::EAGAIN }) => return None,
+                Err(e) => {
+                    in_a_row += 1;
+                    self.note(e);
+                    continue;
+                }
+            }
+            // `Packet::read` does not release what the packet held before.
+            let mut packet = ff::Packet::empty();
+            let sent = match packet.read(&mut self.input) {
+                Ok(()) if packet.stream() != self.info.stream => continue,
+                Ok(()) => self.decoder.send_packet(&packet),
+                Err(ff::Error::InvalidData | ff::Error::Other { errno: ff::error::EAGAIN }) => {
+                    self.note(ff::Error::InvalidData);
+                    in_a_row += 1;
+                    continue;
+                }
+                Err(e) => {
+                    if e != ff::Error::Eof {
+                        self.note(e);
+                    }
+                    self.end_of_packets = true;
+                    self.decoder.send_eof()
+                }
+            };
+            match sent {
+                Ok(()) => in_a_row = 0,
+                Err(e) => {
+                    in_a_row += 1;
+                    self.note(e);
+                }
+            }
+        }
+        None
+    }
+
+    fn note(&mut self, error: ff::Error) {
+        self.errors = self.errors.saturating_add(1);
+        self.last_error = Some(reason(error));
+    }
+
+    /// Continues at a key frame at or before `pts`, as far as the container can tell; false if it cannot.
+    fn jump(&mut self, pts: i64) -> bool {
+        // SAFETY: the context is valid and the stream index in range.
+        let code = unsafe {
+            let stream = self.info.stream as c_int;
+            ffi::avformat_seek_file(self.input.as_mut_ptr(), stream, i64::MIN, pts, pts, 0)
+        };
+        self.decoder.flush();
+        (self.current, self.ahead, self.end_of_packets) = (None, None, false);
+        if code >= 0 {
+            self.ahead = self.decode();
+        }
+        code >= 0
+    }
+
+    /// Whether jumping to `pts` is likely faster than decoding on to it.
+    fn worth_a_jump(&self, from: i64, pts: i64) -> bool {
+        let gap = pts.saturating_sub(from) as f64 * self.info.time_base;
+        // SAFETY: the entry, if any, is read before anything else touches the stream.
+        let key = unsafe {
+            let flags = ffi::AVSEEK_FLAG_BACKWARD;
+            let entry = ffi::avformat_index_get_entry_from_timestamp(self.stream(), pts, flags);
+            entry.as_ref().map(|entry| entry.timestamp)
+        };
+        let shortest = match key {
+            Some(key) if key > from => 0.5,
+            Some(_) => 10.0, // no key frame between, as far as the index was read
+            None => 2.0,
+        };
+        self.jumps == Jumps::Work && gap > shortest
+    }
+
+    fn instant(&self) -> Option<Instant> {
+        let shot = self.current.as_ref()?;
+        let stated = shot.frame.packet().duration;
+        let length = match &self.ahead {
+            Some(next) => next.pts.saturating_sub(shot.pts),
+            None if stated > 0 => stated,
+            None => self.usual_length,
+        };
+        let seconds = |pts: i64| pts as f64 * self.info.time_base;
+        Some(Instant { pts: shot.pts, seconds: seconds(shot.pts), length: length.max(1) })
+    }
+}
+
+impl VideoSource for VideoFile {
+    fn info(&self) -> &VideoInfo {
+        &self.info
+    }
+
+    fn advance(&mut self) -> Result<Option<Instant>> {
+        let Some(next) = self.ahead.take() else { return Ok(None) };
+        self.current = Some(next);
+        self.ahead = self.decode();
+        Ok(self.instant())
+    }
+
+    fn seek(&mut self, pts: i64) -> Result<Instant> {
+        let start = self.current.as_ref().map(|shot| shot.pts);
+        match start {
+            Some(at) if at <= pts && !self.worth_a_jump(at, pts) => {}
+            _ if self.jumps == Jumps::Fail => self.rewind()?,
+            _ => {
+                let second = (1.0 / self.info.time_base).max(1.0) as i64;
+                let (mut wanted, mut back) = (pts, second);
+                loop {
+                    if wanted <= self.info.first_pts {
+                        self.rewind()?;
+                        break;
+                    }
+                    if !self.jump(wanted) {
+                        self.jumps = Jumps::Fail;
+                        self.rewind()?;
+                        break;
+                    }
+                    if self.ahead.as_ref().is_some_and(|shot| shot.pts <= pts) {
+                        break;
+                    }
+                    wanted = pts.saturating_sub(back);
+                    back = back.saturating_mul(4);
+                }
+                let landed = self.ahead.as_ref().map(|shot| shot.pts);
+                if landed < start && start.is_some_and(|at| at <= pts) && self.jumps == Jumps::Work {
+                    self.jumps = Jumps::OnlyBack;
+                }
+                self.advance()?;
+            }
+        }
+        while self.ahead.as_ref().is_some_and(|next| next.pts <= pts) {
+            self.advance()?;
+        }
+        self.instant().ok_or_else(|| Error::bad_file(&self.path, "no frame can be decoded any more"))
+    }
+
+    fn rewind(&mut self) -> Result<()> {
+        // Opening again works for every container, also for those that cannot jump.
+        let fresh = VideoFile::open(&self.path)?;
+        let (jumps, errors, last_error) = (self.jumps, self.errors, self.last_error.take());
+        *self = fresh;
+        self.jumps = jumps;
+        self.errors = errors.max(self.errors);
+        self.last_error = last_error.or(self.last_error.take());
+        Ok(())
+    }
+
+    fn picture(&mut self) -> Result<RgbImage> {
+        let Some(shot) = &self.current else {
+            return Err(Error::bad_file(&self.path, "has no current frame"));
+        };
+        // SAFETY: context, stream and frame are valid; the function only reads them.
+        let aspect = unsafe {
+            let (context, frame) = (self.input.as_mut_ptr(), shot.frame.as_ptr().cast_mut());
+            let stream = *(*context).streams.add(self.info.stream);
+            ffi::av_guess_sample_aspect_ratio(context, stream, frame)
+        };
+        let aspect = f64::from(aspect.num) / f64::from(aspect.den);
+        let orientation = match frame_matrix(&shot.frame) {
+            Some(matrix) => Orientation::from_display_matrix(&matrix),
+            None => self.info.orientation,
+        };
+        let image = Converter::convert(&mut self.converter, &shot.frame, aspect).map_err(|problem| {
+            let seconds = shot.pts as f64 * self.info.time_base;
+            Error::bad_file(&self.path, format!("cannot convert the frame at {seconds:.3} s: {problem}"))
+        })?;
+        Ok(orientation.apply(image))
+    }
+}
+
+/// Opens a file up to the decoder; the error is the problem without the path.
+fn open_stream(path: &Path) -> Result<VideoFile, String> {
+    // The prefix keeps names such as `http:x.mp4` from being taken for addresses.
+    let url = [b"file:", path.as_os_str().as_bytes()].concat();
+    let url = CString::new(url).map_err(|_| "the path contains a zero byte".to_string())?;
+    // SAFETY: plain use of libavformat; `Input::wrap` takes over the context once it is open.
+    let mut input = unsafe {
+        let (mut context, mut options) = (ptr::null_mut(), ptr::null_mut());
+        // Playlists must not make us read from the network.
+        ffi::av_dict_set(&mut options, c"protocol_whitelist".as_ptr(), c"file".as_ptr(), 0);
+        let code = ffi::avformat_open_input(&mut context, url.as_ptr(), ptr::null(), &mut options);
+        ffi::av_dict_free(&mut options);
+        if code < 0 {
+            return Err(format!("cannot be read as a video: {}", reason(ff::Error::from(code))));
+        }
+        ff::format::context::Input::wrap(context)
+    };
+    let format = input.format().name().to_string();
+    if let Some(name) =
+        ["hls", "concat", "dash", "tty"].into_iter().find(|&n| format.split(',').any(|f| f == n))
+    {
+        return Err(format!("is no video but a text read as `{name}`"));
+    }
+    // SAFETY: one dictionary per stream that exists now, freed afterwards.
+    let code = unsafe {
+        let limit = CString::new(MAX_PIXELS.to_string()).expect("digits");
+        let mut options = vec![ptr::null_mut(); input.nb_streams() as usize];
+        for entry in &mut options {
+            ffi::av_dict_set(entry, c"max_pixels".as_ptr(), limit.as_ptr(), 0);
+        }
+        let code = ffi::avformat_find_stream_info(input.as_mut_ptr(), options.as_mut_ptr());
+        options.iter_mut().for_each(|entry| ffi::av_dict_free(entry));
+        code
+    };
+    if code < 0 {
+        return Err(format!("cannot be read as a video: {}", reason(ff::Error::from(code))));
+    }
+    // SAFETY: reads fields of a valid context.
+    let best = unsafe {
+        let kind = ffi::AVMediaType::AVMEDIA_TYPE_VIDEO;
+        ffi::av_find_best_stream(input.as_mut_ptr(), kind, -1, -1, ptr::null_mut(), 0)
+    };
+    let stream = usize::try_from(best).ok().and_then(|index| input.stream(index));
+    let Some(stream) = stream else { return Err("has no video stream".into()) };
+    // SAFETY: `stream` points to a valid stream with parameters.
+    let (disposition, codec) = unsafe {
+        let parameters = (*stream.as_ptr()).codecpar;
+        let name = ffi::avcodec_get_name((*parameters).codec_id);
+        ((*stream.as_ptr()).disposition, CStr::from_ptr(name).to_string_lossy().into_owned())
+    };
+    if disposition & ffi::AV_DISPOSITION_ATTACHED_PIC != 0 {
+        return Err("has no video stream, only a cover picture".into());
+    }
+    let time_base = f64::from(stream.time_base());
+    let rate = f64::from(stream.avg_frame_rate());
+    let orientation =
+        stream_matrix(&stream).map(|m| Orientation::from_display_matrix(&m)).unwrap_or_default();
+    let cannot_decode = |e: ff::Error| format!("cannot decode its {codec} stream: {}", reason(e));
+    let mut context = ff::codec::Context::from_parameters(stream.parameters()).map_err(cannot_decode)?;
+    context.set_threading(ff::threading::Config::count(1));
+    // SAFETY: sets plain fields before the codec is opened.
+    unsafe {
+        (*context.as_mut_ptr()).max_pixels = i64::from(MAX_PIXELS);
+        (*context.as_mut_ptr()).pkt_timebase = stream.time_base().into();
+    }
+    let decoder = context.decoder().video().map_err(cannot_decode)?;
+    let index = stream.index();
+    for mut other in input.streams_mut().filter(|other| other.index() != index) {
+        // SAFETY: as above; packets of other streams are then not even read.
+        unsafe { (*other.as_mut_ptr()).discard = ffi::AVDiscard::AVDISCARD_ALL };
+    }
+    let time_base = if time_base.is_finite() && time_base > 0.0 { time_base } else { 1e-6 };
+    let info = VideoInfo {
+        stream: index,
+        codec,
+        coded_width: 0,
+        coded_height: 0,
+        orientation,
+        time_base,
+        first_pts: 0,
+        end_pts: None,
+    };
+    let rate = if rate.is_finite() && rate > 0.0 { rate } else { 25.0 };
+    Ok(VideoFile {
+        path: path.to_path_buf(),
+        input,
+        decoder,
+        converter: None,
+        info,
+        current: None,
+        ahead: None,
+        usual_length: (1.0 / rate / time_base).round().max(1.0) as i64,
+        end_of_packets: false,
+        jumps: Jumps::Work,
+        errors: 0,
+        last_error: None,
+    })
+}
+
+fn matrix(bytes: &[u8]) -> Option<[i32; 9]> {
+    let numbers = bytes.get(..36)?.chunks_exact(4);
+    let numbers: Vec<i32> = numbers.map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect();
+    numbers.try_into().ok()
+}
+
+/// The display matrix that belongs to the whole stream.
+fn stream_matrix(stream: &ff::Stream) -> Option<[i32; 9]> {
+    let wanted = ffi::AVPacketSideDataType::AV_PKT_DATA_DISPLAYMATRIX;
+    // SAFETY: entries of the iterator point into the stream.
+    let mut found = stream.side_data().filter(|data| unsafe { (*data.as_ptr()).type_ } == wanted);
+    found.next().and_then(|data| matrix(data.data()))
+}
+
+/// The display matrix of one frame: from the bit stream, and in newer FFmpeg also that of its stream.
+fn frame_matrix(frame: &ff::frame::Video) -> Option<[i32; 9]> {
+    // SAFETY: the data, if any, belongs to the frame and is copied at once.
+    unsafe {
+        let kind = ffi::AVFrameSideDataType::AV_FRAME_DATA_DISPLAYMATRIX;
+        let data = ffi::av_frame_get_side_data(frame.as_ptr(), kind).as_ref()?;
+        matrix(std::slice::from_raw_parts(data.data, data.size as usize))
+    }
+}
+
+/// Turns decoded pictures of one kind into RGB.
+struct Converter {
+    context: *mut ffi::SwsContext,
+    layout: Layout,
+}
+
+/// What a [`Converter`] was made for.
+#[derive(Clone, Copy, PartialEq)]
+struct Layout {
+    from: (c_int, c_int, c_int),
+    to: (c_int, c_int),
+    alpha: bool,
+    matrix: c_int,
+    full_range: bool,
+}
+
+impl Layout {
+    fn of(frame: &ff::frame::Video, aspect: f64) -> Result<Layout, String> {
+        // SAFETY: the frame is valid. Enumerations are read as numbers, since a file may hold any.
+        let (format, width, height, space, range) = unsafe {
+            let f = frame.as_ptr();
+            let space = ptr::addr_of!((*f).colorspace).cast::<c_int>().read();
+            let range = ptr::addr_of!((*f).color_range).cast::<c_int>().read();
+            ((*f).format, (*f).width, (*f).height, space, range)
+        };
+        if !(0..ffi::AVPixelFormat::AV_PIX_FMT_NB as c_int).contains(&format) || width < 1 || height < 1 {
+            return Err(format!("pixel format {format} of {width}x{height} is not known"));
+        }
+        // SAFETY: the format is in range, and the table has an entry or null for each.
+        let (flags, name) = unsafe {
+            let kind = std::mem::transmute::<c_int, ffi::AVPixelFormat>(format);
+            let Some(description) = ffi::av_pix_fmt_desc_get(kind).as_ref() else {
+                return Err(format!("pixel format {format} is not known"));
+            };
+            (description.flags, CStr::from_ptr(description.name).to_bytes())
+        };
+        let square = |side: c_int, factor: f64| (f64::from(side) * factor).round() as c_int;
+        let to = match aspect {
+            // Shapes nearer to square than one can see, and those that no camera makes, are left alone.
+            a if (1.01..=8.0).contains(&a) => (square(width, a), height),
+            a if (0.125..=0.99).contains(&a) => (width, square(height, 1.0 / a)),
+            _ => (width, height),
+        };
+        if [(width, height), to].iter().any(|&(w, h)| i64::from(w) * i64::from(h) > i64::from(MAX_PIXELS)) {
+            return Err(format!("{width}x{height} is larger than {MAX_PIXELS} pixels"));
+        }
+        let matrix = match space {
+            1 => ffi::SWS_CS_ITU709,
+            4 => ffi::SWS_CS_FCC,
+            5 | 6 => ffi::SWS_CS_ITU601,
+            7 => ffi::SWS_CS_SMPTE240M,
+            9 | 10 => ffi::SWS_CS_BT2020,
+            // Unstated: by size, as players do.
+            _ if width >= 1280 || height > 576 => ffi::SWS_CS_ITU709,
+            _ => ffi::SWS_CS_ITU601,
+        };
+        let alpha = flags & u64::from(ffi::AV_PIX_FMT_FLAG_ALPHA as u32) != 0;
+        let full_range = range == ffi::AVColorRange::AVCOL_RANGE_JPEG as c_int || name.starts_with(b"yuvj");
+        Ok(Layout { from: (format, width, height), to, alpha, matrix, full_range })
+    }
+}
+
+impl Converter {
+    fn new(layout: Layout) -> Result<Converter, String> {
+        use ffi::AVPixelFormat::{AV_PIX_FMT_RGB24, AV_PIX_FMT_RGBA};
+        let (format, width, height) = layout.from;
+        let target = if layout.alpha { AV_PIX_FMT_RGBA } else { AV_PIX_FMT_RGB24 };
+        let flags = ffi::SWS_BICUBIC | ffi::SWS_ACCURATE_RND | ffi::SWS_FULL_CHR_H_INT;
+        // SAFETY: `Layout::of` checked the format; null filters are the default ones.
+        unsafe {
+            let from = std::mem::transmute::<c_int, ffi::AVPixelFormat>(format);
+            let (to_width, to_height) = layout.to;
+            let (none, defaults) = (ptr::null_mut(), ptr::null());
+            let context = ffi::sws_getContext(
+                width, height, from, to_width, to_height, target, flags, none, none, defaults,
+            );
+            if context.is_null() {
+                return Err(format!("no conversion from {width}x{height} of pixel format {format}"));
+            }
+            // Refused for formats that are RGB already, which need none of it.
+            let table = ffi::sws_getCoefficients(layout.matrix);
+            let one = 1 << 16;
+            ffi::sws_setColorspaceDetails(context, table, layout.full_range.into(), table, 1, 0, one, one);
+            Ok(Converter { context, layout })
+        }
+    }
+
+    /// The frame in RGB, not yet turned; `cache` keeps the converter for the next frame.
+    fn convert(cache: &mut Option<Self>, frame: &ff::frame::Video, aspect: f64) -> Result<RgbImage, String> {
+        let layout = Layout::of(frame, aspect)?;
+        let converter = match cache.take() {
+            Some(converter) if converter.layout == layout => cache.insert(converter),
+            _ => cache.insert(Converter::new(layout)?),
+        };
+        let kind = if layout.alpha { ff::format::Pixel::RGBA } else { ff::format::Pixel::RGB24 };
+        let (width, height) = (layout.to.0 as u32, layout.to.1 as u32);
+        // libswscale may write past the end of a row, so the target is a padded frame of its own.
+        let mut out = ff::frame::Video::new(kind, width, height);
+        // SAFETY: both frames have the sizes and formats that the context was made for.
+        let rows = unsafe {
+            let (from, to) = (frame.as_ptr(), out.as_mut_ptr());
+            if (*to).data[0].is_null() {
+                return Err(format!("no memory for {width}x{height}"));
+            }
+            let (data, strides) = ((*from).data.as_ptr().cast(), (*from).linesize.as_ptr());
+            let (to_data, to_strides) = ((*to).data.as_ptr(), (*to).linesize.as_ptr());
+            ffi::sws_scale(converter.context, data, strides, 0, layout.from.2, to_data, to_strides)
+        };
+        if rows != layout.to.1 {
+            return Err(format!("only {rows} of {height} rows were converted"));
+        }
+        let mut pixels = Vec::with_capacity(width as usize * height as usize * 3);
+        for row in out.data(0).chunks(out.stride(0)).take(height as usize) {
+            if layout.alpha {
+                let over_black = |v: u8, alpha: u8| ((u16::from(v) * u16::from(alpha) + 127) / 255) as u8;
+                let row = row[..4 * width as usize].chunks_exact(4);
+                pixels.extend(row.flat_map(|p| [p[0], p[1], p[2]].map(|v| over_black(v, p[3]))));
+            } else {
+                pixels.extend_from_slice(&row[..3 * width as usize]);
+            }
+        }
+        RgbImage::from_raw(width, height, pixels).ok_or_else(|| "rows are missing".into())
+    }
+}
+
+impl Drop for Converter {
+    fn drop(&mut self) {
+        // SAFETY: made by sws_getContext and freed once.
+        unsafe { ffi::sws_freeContext(self.context) }
+    }
+}
+
+/// libav's reason for an error: its own words from the log where it gave any, then the general text.
+fn reason(error: ff::Error) -> String {
+    match log::take() {
+        Some(line) => format!("{line} ({error})"),
+        None => error.to_string(),
+    }
+}
+
+/// Keeps libav from writing to stderr; its last complaint goes into our error instead.
+fn quiet() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(log::install);
+    log::take();
+}
+
+/// The type of a variable argument list differs between machines; elsewhere only the general text is given.
+#[cfg(target_arch = "x86_64")]
+mod log {
+    use super::*;
+    use std::cell::RefCell;
+
+    thread_local!(static LAST: RefCell<Option<String>> = const { RefCell::new(None) });
+
+    pub fn install() {
+        // SAFETY: `keep` has the signature that libav calls.
+        unsafe { ffi::av_log_set_callback(Some(keep)) }
+    }
+
+    pub fn take() -> Option<String> {
+        LAST.with(|last| last.borrow_mut().take())
+    }
+
+    unsafe extern "C" fn keep(
+        context: *mut std::ffi::c_void,
+        level: c_int,
+        format: *const c_char,
+        arguments: *mut ffi::__va_list_tag,
+    ) {
+        if level & 0xff > ffi::AV_LOG_ERROR {
+            return;
+        }
+        let (mut line, mut prefix) = ([0 as c_char; 512], 0);
+        // SAFETY: libav hands over its own arguments, and writes at most the given length with a zero at the end.
+        let line = unsafe {
+            let length = line.len() as c_int;
+            ffi::av_log_format_line(
+                context,
+                level,
+                format,
+                arguments,
+                line.as_mut_ptr(),
+                length,
+                &mut prefix,
+            );
+            CStr::from_ptr(line.as_ptr()).to_string_lossy()
+        };
+        let line = line.trim();
+        if !line.is_empty() {
+            let _ = LAST.try_with(|last| *last.borrow_mut() = Some(line.to_string()));
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod log {
+    pub fn install() {
+        super::ff::log::set_level(super::ff::log::Level::Quiet);
+    }
+
+    pub fn take() -> Option<String> {
+        None
+    }
+}
