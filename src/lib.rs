@@ -20,6 +20,7 @@ pub mod config;
 pub mod error;
 pub mod geometry;
 pub mod rng;
+pub mod video;
 
 pub use config::RunConfig;
 pub use error::{Error, Result};

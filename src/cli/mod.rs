@@ -2,6 +2,8 @@
 //!
 //! Results go to stdout, as text or with `--json` as one JSON object; progress, warnings and errors go to stderr.
 
+mod synth;
+
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -47,7 +49,9 @@ pub struct Global {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    Synth(synth::SynthArgs),
+}
 
 /// Parses the command line, runs the command and reports an error with its causes.
 pub fn main() -> ExitCode {
@@ -66,7 +70,10 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let global = cli.global;
-    match cli.command {}
+    match cli.command {
+        Command::Synth(args) => synth::run(args, &global)?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 impl Global {

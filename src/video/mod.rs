@@ -1,1 +1,4 @@
 //! From video files to decoded frames, and from drawn scenes to video files.
+
+pub mod encode;
+pub mod synth;
