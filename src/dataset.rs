@@ -53,7 +53,8 @@ impl Dataset {
             progress();
             read
         };
-        let mut dataset = Dataset { shape, keys: Vec::new(), warnings: store.warnings().to_vec(), pixels: Vec::new() };
+        let mut dataset =
+            Dataset { shape, keys: Vec::new(), warnings: store.warnings().to_vec(), pixels: Vec::new() };
         dataset.pixels.reserve_exact(need_bytes as usize);
         let (mut resized, mut greyed, mut unreadable) = (0, 0, 0);
         // A bounded number of decoded pictures at a time.
@@ -82,9 +83,14 @@ impl Dataset {
             let changed = match (resized, greyed) {
                 (_, 0) => format!("{resized} of {} pictures were resized to {cols}x{rows}", dataset.len()),
                 (0, _) => format!("{greyed} of {} pictures were greyed", dataset.len()),
-                _ => format!("of {} pictures {resized} were resized to {cols}x{rows}, {greyed} greyed", dataset.len()),
+                _ => format!(
+                    "of {} pictures {resized} were resized to {cols}x{rows}, {greyed} greyed",
+                    dataset.len()
+                ),
             };
-            dataset.warnings.push(format!("{changed}: the config's input is {cols}x{rows}x{}", shape.channels));
+            dataset
+                .warnings
+                .push(format!("{changed}: the config's input is {cols}x{rows}x{}", shape.channels));
         }
         Ok(dataset)
     }

@@ -22,7 +22,12 @@ pub struct Answer {
 /// The `keep` frames with the highest value of each of `units`, from the highest; `progress` is told how many frames
 /// have been seen. Memory does not grow with the number of frames.
 pub fn top_frames(
-    network: &Network, inputs: &Inputs, stage: usize, kind: Kind, units: &[Unit], keep: usize,
+    network: &Network,
+    inputs: &Inputs,
+    stage: usize,
+    kind: Kind,
+    units: &[Unit],
+    keep: usize,
     progress: impl Fn(usize) + Sync,
 ) -> Vec<Vec<Answer>> {
     let frames: Vec<usize> = (0..inputs.len()).collect();

@@ -2,7 +2,13 @@
 //!
 //! Results go to stdout, as text or with `--json` as one JSON object; progress, warnings and errors go to stderr.
 
+mod info;
+mod report;
 mod sample;
+mod synth;
+mod train;
+mod verify;
+mod visualize;
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
@@ -50,7 +56,13 @@ pub struct Global {
 
 #[derive(Subcommand)]
 enum Command {
+    Synth(synth::SynthArgs),
     Sample(sample::SampleArgs),
+    Train(train::TrainArgs),
+    Visualize(visualize::VisualizeArgs),
+    Report(report::ReportArgs),
+    Verify(verify::VerifyArgs),
+    Info(info::InfoArgs),
 }
 
 /// Parses the command line, runs the command and reports an error with its causes.
@@ -71,8 +83,15 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let global = cli.global;
     match cli.command {
-        Command::Sample(args) => sample::run(args, global),
+        Command::Synth(args) => synth::run(args, &global)?,
+        Command::Sample(args) => return sample::run(args, global),
+        Command::Train(args) => return train::run(args, global),
+        Command::Visualize(args) => visualize::run(args, global)?,
+        Command::Report(args) => report::run(args, global)?,
+        Command::Verify(args) => return verify::run(args, global),
+        Command::Info(args) => info::run(args, global)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 impl Global {
@@ -86,6 +105,25 @@ impl Global {
             Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
             _ => Ok(()),
         }
+    }
+
+    /// Prints what a user should know to stderr; of many alike only the first few.
+    pub fn warn(&self, warnings: &[String]) {
+        const SHOWN: usize = 20;
+        warnings.iter().take(SHOWN).for_each(|warning| eprintln!("warning: {warning}"));
+        if warnings.len() > SHOWN {
+            eprintln!("warning: and {} more", warnings.len() - SHOWN);
+        }
+    }
+
+    /// Uses this many threads from now on, or one per core; returns how many.
+    pub fn use_threads(&self, threads: Option<u16>) -> anyhow::Result<usize> {
+        let threads = match threads {
+            Some(threads) => threads.into(),
+            None => std::thread::available_parallelism()?.get(),
+        };
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+        Ok(threads)
     }
 
     /// A progress bar with ETA on stderr. Where stderr is no terminal, a line every few seconds instead.

@@ -16,8 +16,8 @@ use safetensors::{Dtype, SafeTensors};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::preprocess::{Transform, Whitening};
 use super::Network;
+use super::preprocess::{Transform, Whitening};
 use super::stage::{Stage, Weights};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
@@ -53,7 +53,8 @@ impl View for Tensor<'_> {
         }
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        let bytes = |values: &mut dyn Iterator<Item = f32>| values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
+        let bytes =
+            |values: &mut dyn Iterator<Item = f32>| values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
         Cow::Owned(match self {
             Tensor::Weights(stage, which, _) => bytes(&mut stage.weights(*which).iter().copied()),
             Tensor::Values(_, values) => bytes(&mut values.iter().copied()),
@@ -67,15 +68,19 @@ impl View for Tensor<'_> {
 fn weight_tensors<'a>(network: &'a Network, arrays: [(&str, Weights); 2]) -> Vec<(String, Tensor<'a>)> {
     let of_stage = |(number, stage): (usize, &'a Stage)| {
         let s = &stage.shape;
-        let size = [s.filtered.rows, s.filtered.cols, s.filtered.channels, s.input.channels, s.field, s.field];
-        arrays.map(|(name, which)| (format!("stage{number}.{name}"), Tensor::Weights(stage, which, size.to_vec())))
+        let size =
+            [s.filtered.rows, s.filtered.cols, s.filtered.channels, s.input.channels, s.field, s.field];
+        arrays.map(|(name, which)| {
+            (format!("stage{number}.{name}"), Tensor::Weights(stage, which, size.to_vec()))
+        })
     };
     (1..).zip(&network.stages).flat_map(of_stage).collect()
 }
 
 fn whitening_tensors(whitening: &Whitening) -> Vec<(String, Tensor<'_>)> {
     fn tensor<'a, D: ndarray::Dimension>(
-        name: &str, array: &'a ndarray::Array<f32, D>,
+        name: &str,
+        array: &'a ndarray::Array<f32, D>,
     ) -> (String, Tensor<'a>) {
         let values = array.as_standard_layout().iter().copied().collect();
         (format!("whitening.{name}"), Tensor::Values(array.shape().to_vec(), Cow::Owned(values)))
@@ -94,7 +99,11 @@ fn whitening_tensors(whitening: &Whitening) -> Vec<(String, Tensor<'_>)> {
 /// # Errors
 /// The disk is full or the folder cannot be written; nothing that was there is touched.
 pub fn save(
-    to: &Path, config: &RunConfig, network: &Network, whitening: &Whitening, state: &impl Serialize,
+    to: &Path,
+    config: &RunConfig,
+    network: &Network,
+    whitening: &Whitening,
+    state: &impl Serialize,
 ) -> Result<()> {
     let partial = to.with_extension("partial");
     let parent = to.parent().unwrap_or(Path::new("."));
@@ -121,7 +130,11 @@ pub fn save(
 }
 
 fn write_all(
-    folder: &Path, config: &RunConfig, network: &Network, whitening: &Whitening, state: &impl Serialize,
+    folder: &Path,
+    config: &RunConfig,
+    network: &Network,
+    whitening: &Whitening,
+    state: &impl Serialize,
 ) -> Result<()> {
     let mut tensors = whitening_tensors(whitening);
     tensors.extend(weight_tensors(network, [("W1", Weights::Encoder), ("W2", Weights::Decoder)]));
@@ -227,7 +240,8 @@ impl Files {
 
     fn parsed(&self) -> Result<Vec<(&Path, SafeTensors<'_>, Header)>> {
         let parse = |path: &Path, bytes| -> Result<(SafeTensors<'_>, Header)> {
-            let bad = |problem: String| Error::bad_file(path, format!("not a whole checkpoint file: {problem}"));
+            let bad =
+                |problem: String| Error::bad_file(path, format!("not a whole checkpoint file: {problem}"));
             let tensors = SafeTensors::deserialize(bytes).map_err(|e| bad(e.to_string()))?;
             let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| bad(e.to_string()))?;
             let header = metadata.metadata().as_ref().and_then(|m| m.get("striate"));
@@ -238,7 +252,8 @@ impl Files {
                 let seen = format.map_or("none".into(), |f| f.to_string());
                 return Err(bad(format!("its format is {seen}, this version reads {FORMAT}")));
             }
-            let header: Header = serde_json::from_str(header).map_err(|e| bad(format!("its settings: {e}")))?;
+            let header: Header =
+                serde_json::from_str(header).map_err(|e| bad(format!("its settings: {e}")))?;
             Ok((tensors, header))
         };
         let mut out = Vec::new();
@@ -252,12 +267,16 @@ impl Files {
 
 /// One tensor's values, if it is there and shaped as wanted.
 fn values<'a>(
-    files: &'a [(&Path, SafeTensors<'a>, Header)], folder: &Path, name: &str, shape: &[usize],
+    files: &'a [(&Path, SafeTensors<'a>, Header)],
+    folder: &Path,
+    name: &str,
+    shape: &[usize],
 ) -> Result<impl Iterator<Item = f32> + 'a> {
     let found = files.iter().find_map(|(path, tensors, _)| Some((path, tensors.tensor(name).ok()?)));
     let (path, view) = found.ok_or_else(|| Error::bad_file(folder, format!("tensor `{name}` is missing")))?;
     if view.dtype() != Dtype::F32 || view.shape() != shape {
-        let problem = format!("tensor `{name}` is {:?} {:?}, expected F32 {shape:?}", view.dtype(), view.shape());
+        let problem =
+            format!("tensor `{name}` is {:?} {:?}, expected F32 {shape:?}", view.dtype(), view.shape());
         return Err(Error::bad_file(path, problem));
     }
     Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes"))))
@@ -285,11 +304,15 @@ impl Checkpoint {
 }
 
 fn read_weights(
-    network: &Network, files: &[(&Path, SafeTensors, Header)], folder: &Path, arrays: [(&str, Weights); 2],
+    network: &Network,
+    files: &[(&Path, SafeTensors, Header)],
+    folder: &Path,
+    arrays: [(&str, Weights); 2],
 ) -> Result<()> {
     for (number, stage) in network.stages.iter().enumerate().map(|(index, stage)| (index + 1, stage)) {
         let s = &stage.shape;
-        let size = [s.filtered.rows, s.filtered.cols, s.filtered.channels, s.input.channels, s.field, s.field];
+        let size =
+            [s.filtered.rows, s.filtered.cols, s.filtered.channels, s.input.channels, s.field, s.field];
         for (name, which) in arrays {
             stage.set_weights(which, values(files, folder, &format!("stage{number}.{name}"), &size)?);
         }
@@ -297,7 +320,11 @@ fn read_weights(
     Ok(())
 }
 
-fn read_whitening(config: &RunConfig, files: &[(&Path, SafeTensors, Header)], folder: &Path) -> Result<Whitening> {
+fn read_whitening(
+    config: &RunConfig,
+    files: &[(&Path, SafeTensors, Header)],
+    folder: &Path,
+) -> Result<Whitening> {
     use crate::config::Preprocess;
     let shape = config.input_shape();
     let (n, channels) = (shape.len(), shape.channels);

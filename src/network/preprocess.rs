@@ -61,7 +61,8 @@ impl Whitening {
         let floor = input.floor;
         let count = pictures.len().min(FIT_VALUES / shape.len()).min(20_000);
         if input.preprocess != Preprocess::None && count < 2 {
-            let problem = format!("{} frames are too few to fit the whitening, at least 2 are needed", pictures.len());
+            let problem =
+                format!("{} frames are too few to fit the whitening, at least 2 are needed", pictures.len());
             return Err(Error::Mismatch(problem));
         }
         let mut rng = rng::stream(seed, "whitening", 0);
@@ -102,14 +103,16 @@ impl Whitening {
                         patches
                     })
                     .collect();
-                let patches = Array2::from_shape_vec((count * each, len), patches).expect("patches of one length");
+                let patches =
+                    Array2::from_shape_vec((count * each, len), patches).expect("patches of one length");
                 let spectrum = Spectrum::of(patches);
                 let scale = spectrum.scale(floor);
                 let matrix = spectrum.function(|variance| scale / (variance + floor).sqrt());
                 let centre = side * side / 2;
-                let filter = Array4::from_shape_fn((shape.channels, shape.channels, side, side), |(to, from, y, x)| {
-                    matrix[(to * side * side + centre, (from * side + y) * side + x)]
-                });
+                let filter = Array4::from_shape_fn(
+                    (shape.channels, shape.channels, side, side),
+                    |(to, from, y, x)| matrix[(to * side * side + centre, (from * side + y) * side + x)],
+                );
                 Transform::Conv { filter }
             }
         };
@@ -126,7 +129,8 @@ impl Whitening {
                 matrix.dot(&x).into_raw_vec_and_offset().0
             }
             Transform::Conv { filter } => {
-                let x = Array3::from_shape_vec(dims(self.shape), normalise(pixels)).expect("a picture's values");
+                let x =
+                    Array3::from_shape_vec(dims(self.shape), normalise(pixels)).expect("a picture's values");
                 convolve(filter, x.view(), false).into_raw_vec_and_offset().0
             }
         }
@@ -136,7 +140,8 @@ impl Whitening {
     pub fn apply_all(&self, pictures: &Dataset, indices: &[usize]) -> Array2<f32> {
         let size = (indices.len(), self.shape.len());
         if let Transform::Zca { mean, matrix, .. } = &self.transform {
-            let rows: Vec<f32> = indices.par_iter().flat_map_iter(|&i| normalise(pictures.pixels(i))).collect();
+            let rows: Vec<f32> =
+                indices.par_iter().flat_map_iter(|&i| normalise(pictures.pixels(i))).collect();
             let mut x = Array2::from_shape_vec(size, rows).expect("rows of one length");
             x -= mean;
             return x.dot(matrix);
@@ -236,7 +241,8 @@ fn convolve(filter: &Array4<f32>, x: ArrayView3<f32>, transposed: bool) -> Array
 fn deconvolve(filter: &Array4<f32>, values: ArrayView3<f32>) -> Array3<f32> {
     const STEPS: usize = 40;
     const DAMPING: f32 = 1e-4;
-    let normal = |x: &Array3<f32>| convolve(filter, convolve(filter, x.view(), false).view(), true) + &(x * DAMPING);
+    let normal =
+        |x: &Array3<f32>| convolve(filter, convolve(filter, x.view(), false).view(), true) + &(x * DAMPING);
     let dot = |a: &Array3<f32>, b: &Array3<f32>| (a * b).sum();
     let mut residual = convolve(filter, values.as_standard_layout().view(), true);
     let mut x = Array3::zeros(residual.raw_dim());
@@ -334,10 +340,12 @@ mod tests {
                 for y in 0..shape.rows {
                     for x in 0..shape.cols {
                         let wave = |[fy, fx, phase, size]: &[f32; 4]| {
-                            let angle = 9.0 * (fy * y as f32 / rows + fx * x as f32 / cols + phase + 0.1 * c as f32);
+                            let angle =
+                                9.0 * (fy * y as f32 / rows + fx * x as f32 / cols + phase + 0.1 * c as f32);
                             size * angle.sin()
                         };
-                        let value = 128.0 + 40.0 * waves.iter().map(wave).sum::<f32>() + 10.0 * rng.random::<f32>();
+                        let value =
+                            128.0 + 40.0 * waves.iter().map(wave).sum::<f32>() + 10.0 * rng.random::<f32>();
                         pixels.push(value.clamp(0.0, 255.0) as u8);
                     }
                 }
@@ -372,7 +380,8 @@ mod tests {
             let one = Array3::from_shape_vec(dims(shape), whitening.apply(pictures.pixels(7))).unwrap();
             let back = whitening.invert(one.view());
             let wanted = normalise(pictures.pixels(7));
-            let worst = back.iter().zip(&wanted).map(|(a, b)| (a - b).powi(2)).sum::<f32>() / wanted.len() as f32;
+            let worst =
+                back.iter().zip(&wanted).map(|(a, b)| (a - b).powi(2)).sum::<f32>() / wanted.len() as f32;
             assert!(worst < error, "{preprocess:?}: mean squared error {worst}");
         }
     }

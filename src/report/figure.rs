@@ -82,7 +82,8 @@ pub fn curves(title: &str, x_name: &str, curves: &[Curve]) -> String {
         [RGBColor(66, 133, 190), RGBColor(214, 110, 42), RGBColor(70, 155, 92), RGBColor(165, 92, 178)];
     let text = RGBColor(128, 128, 128);
     let finite = |p: &&(f64, f64)| p.0.is_finite() && p.1.is_finite();
-    let points: Vec<(f64, f64)> = curves.iter().flat_map(|c| c.points.iter().filter(finite)).copied().collect();
+    let points: Vec<(f64, f64)> =
+        curves.iter().flat_map(|c| c.points.iter().filter(finite)).copied().collect();
     let range = |values: Vec<f64>| {
         let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(l, h), &v| (l.min(v), h.max(v)));
         let margin = 0.05 * (high - low).max(1e-9 + 1e-3 * high.abs());
@@ -110,7 +111,8 @@ pub fn curves(title: &str, x_name: &str, curves: &[Curve]) -> String {
                 .label_style(("sans-serif", 12).into_font().color(&text))
                 .draw()?;
             for (curve, colour) in curves.iter().zip(COLOURS.iter().cycle()) {
-                let line = LineSeries::new(curve.points.iter().filter(finite).copied(), colour.stroke_width(2));
+                let line =
+                    LineSeries::new(curve.points.iter().filter(finite).copied(), colour.stroke_width(2));
                 let legend = move |(x, y)| PathElement::new([(x, y), (x + 14, y)], colour.stroke_width(2));
                 chart.draw_series(line)?.label(curve.name).legend(legend);
             }
@@ -149,7 +151,11 @@ mod tests {
 
     #[test]
     fn curves_leave_out_what_is_no_number() {
-        let svg = curves("loss", "step", &[Curve { name: "a", points: vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 0.5)] }]);
+        let svg = curves(
+            "loss",
+            "step",
+            &[Curve { name: "a", points: vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 0.5)] }],
+        );
         assert!(svg.starts_with("<svg") && !svg.contains("NaN"));
     }
 }

@@ -148,7 +148,12 @@ impl fmt::Display for Gallery {
 /// # Errors
 /// A stage does not exist, or the folder cannot be written.
 pub fn visualize(
-    checkpoint: &Checkpoint, dataset: &Dataset, frames: &Path, choice: &Choice, out: &Path, progress: &Progress,
+    checkpoint: &Checkpoint,
+    dataset: &Dataset,
+    frames: &Path,
+    choice: &Choice,
+    out: &Path,
+    progress: &Progress,
 ) -> Result<Gallery> {
     let Checkpoint { network, whitening, .. } = checkpoint;
     let count = network.stages.len();
@@ -172,7 +177,9 @@ pub fn visualize(
             Norm::Natural => natural,
         })
         .collect();
-    for (name, which) in [("filters-encoder.png", Weights::Encoder), ("filters-decoder.png", Weights::Decoder)] {
+    for (name, which) in
+        [("filters-encoder.png", Weights::Encoder), ("filters-decoder.png", Weights::Decoder)]
+    {
         save_png(&filters(network, which), &partial.join(name))?;
     }
     let mut pages = Vec::new();
@@ -186,7 +193,9 @@ pub fn visualize(
             progress.begin(&format!("{what}: stimuli"), units.len());
             let ascent = Ascent { steps: choice.steps, step: 0.2, norm, adapt: true };
             let (kind, restarts, seed) = (choice.kind, choice.restarts.max(1), choice.seed);
-            stimuli.push(from_noise(network, stage, kind, &units, &ascent, restarts, seed, |n| progress.add(n))?);
+            stimuli.push(from_noise(network, stage, kind, &units, &ascent, restarts, seed, |n| {
+                progress.add(n)
+            })?);
         }
         progress.begin(&format!("{what}: pictures"), units.len());
         let mut writer = Writer { folder: &partial, dataset, whitening, sheet: Vec::new() };
@@ -243,7 +252,7 @@ fn filters(network: &Network, which: Weights) -> RgbImage {
     let wanted = (512 / across).max(1).min(positions.len());
     let chosen = spread(positions, wanted);
     let tile = |&(row, col): &(usize, usize)| {
-        let filter = move |map| weights.slice(s![row, col, map, .., .., ..]).to_owned();
+        let filter = |map| weights.slice(s![row, col, map, .., .., ..]).to_owned();
         (0..across).map(filter).map(|filter: Array3<f32>| signed_tile(filter.view())).collect::<Vec<_>>()
     };
     let tiles: Vec<RgbImage> = chosen.iter().flat_map(tile).collect();
@@ -261,7 +270,13 @@ fn spread<T: Copy>(items: Vec<T>, count: usize) -> Vec<T> {
 
 /// For each norm the unit's highest value over its top frames scaled to that norm.
 fn best_frame_values(
-    network: &Network, inputs: &Inputs, stage: usize, kind: Kind, unit: Unit, top: &[Answer], norms: &[f32],
+    network: &Network,
+    inputs: &Inputs,
+    stage: usize,
+    kind: Kind,
+    unit: Unit,
+    top: &[Answer],
+    norms: &[f32],
 ) -> Vec<Option<f32>> {
     if top.is_empty() {
         return vec![None; norms.len()];
@@ -291,7 +306,13 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn page(
-        &mut self, stage: usize, unit: Unit, norms: &[f32], stimuli: &[&Stimulus], best: &[Option<f32>], top: &[Answer],
+        &mut self,
+        stage: usize,
+        unit: Unit,
+        norms: &[f32],
+        stimuli: &[&Stimulus],
+        best: &[Option<f32>],
+        top: &[Answer],
     ) -> Result<UnitPage> {
         let name = format!("map{:03}-row{:02}-col{:02}", unit.map, unit.row, unit.col);
         let folder = PathBuf::from(format!("stage{stage}"));
@@ -324,7 +345,8 @@ impl Writer<'_> {
             });
         }
         let shape = self.dataset.shape;
-        let tile = |a: &Answer| pixel_tile(self.dataset.pixels(a.frame), shape.channels, shape.rows, shape.cols);
+        let tile =
+            |a: &Answer| pixel_tile(self.dataset.pixels(a.frame), shape.channels, shape.rows, shape.cols);
         let tiles: Vec<RgbImage> = top.iter().map(tile).collect();
         let top_picture = folder.join(format!("{name}-top.png"));
         save_png(&grid(&tiles, tiles.len(), 1), &self.folder.join(&top_picture))?;
@@ -336,7 +358,10 @@ impl Writer<'_> {
     /// A sheet of all units: a row each.
     fn save_sheet(&self, stage: usize, columns: usize) -> Result<()> {
         let width = self.sheet.first().map_or(1, |tile| tile.width());
-        save_png(&grid(&self.sheet, columns, (64 / width).max(1)), &self.folder.join(format!("stage{stage}.png")))
+        save_png(
+            &grid(&self.sheet, columns, (64 / width).max(1)),
+            &self.folder.join(format!("stage{stage}.png")),
+        )
     }
 }
 

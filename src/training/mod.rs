@@ -144,14 +144,19 @@ struct Run<'a> {
 /// The folder holds a run already (or, to go on, one of other settings or frames), does not fit in memory, cannot be
 /// written, or the loss is no number any more; the last checkpoint stays good in every case.
 pub fn train(
-    config: &RunConfig, frames: &Dataset, out: &Path, options: &Options, watch: impl Fn(u64, Option<&LogLine>) + Sync,
+    config: &RunConfig,
+    frames: &Dataset,
+    out: &Path,
+    options: &Options,
+    watch: impl Fn(u64, Option<&LogLine>) + Sync,
 ) -> Result<Summary> {
     let from = checkpoint::latest(out);
     if !options.resume && is_occupied(out) {
         let problem = "holds something already; continue a run with --resume, or choose another folder";
         return Err(Error::bad_file(out, problem));
     }
-    let replicas = if config.training.replicas > 0 { config.training.replicas } else { options.threads.max(1) };
+    let replicas =
+        if config.training.replicas > 0 { config.training.replicas } else { options.threads.max(1) };
     check_memory(config, replicas)?;
     fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
 
@@ -169,7 +174,11 @@ pub fn train(
             fs::write(&path, config.to_toml()).map_err(Error::io(&path, "write"))?;
             let (phase, phase_step, step, images, seconds, log_bytes) = (0, 0, 0, 0, 0.0, 0);
             let seed = options.seed;
-            (network, whitening, State { phase, phase_step, step, images, seconds, log_bytes, seed, frames: used })
+            (
+                network,
+                whitening,
+                State { phase, phase_step, step, images, seconds, log_bytes, seed, frames: used },
+            )
         }
     };
     let run = Run {
@@ -179,7 +188,11 @@ pub fn train(
         whitening: &whitening,
         inputs: Inputs::new(frames, &whitening, (available_memory() / 4) as usize),
         shuffle: Shuffle::new(state.seed, frames.len(), config.training.batch),
-        monitor: Mutex::new(Monitor::open(&out.join("log.jsonl"), state.log_bytes, config.training.log_every)?),
+        monitor: Mutex::new(Monitor::open(
+            &out.join("log.jsonl"),
+            state.log_bytes,
+            config.training.log_every,
+        )?),
         interrupted: options.interrupted,
     };
     let phases = config.phases();
@@ -210,7 +223,11 @@ pub fn train(
 impl Run<'_> {
     /// Trains one phase to its end, the next checkpoint, or an interruption.
     fn train_until_checkpoint(
-        &self, state: &mut State, stages: &Range<usize>, steps: u64, replicas: usize,
+        &self,
+        state: &mut State,
+        stages: &Range<usize>,
+        steps: u64,
+        replicas: usize,
         watch: &(impl Fn(u64, Option<&LogLine>) + Sync),
     ) -> Result<()> {
         let training = &self.config.training;
@@ -243,7 +260,11 @@ impl Run<'_> {
                 }
                 let number = first_step + phase_step - first_phase_step;
                 self.inputs.load(&self.shuffle.batch(number), &mut work);
-                let update = Step::new(self.network.cpu, training, schedule(training, phase_step as f64 / steps as f64));
+                let update = Step::new(
+                    self.network.cpu,
+                    training,
+                    schedule(training, phase_step as f64 / steps as f64),
+                );
                 let losses = self.network.learn(&mut work, stages.clone(), training.objective, &update);
                 if let Some(bad) = losses.iter().position(|loss| !loss.total().is_finite()) {
                     return Err(Error::Diverged { stage: stages.start + bad + 1, step: number });
@@ -325,7 +346,8 @@ fn resume(folder: &Path, config: &RunConfig, used: &FramesUsed) -> Result<(Netwo
     if (state.frames.count, &state.frames.fingerprint) != (used.count, &used.fingerprint) {
         let (then, now) = (state.frames.count, used.count);
         let path = state.frames.path.display();
-        let problem = format!("the run was begun with other frames: {then} of {path}, now {now} of another content");
+        let problem =
+            format!("the run was begun with other frames: {then} of {path}, now {now} of another content");
         return Err(Error::bad_file(folder, problem));
     }
     Ok((network, whitening, state))
@@ -336,7 +358,8 @@ fn summarise(log: &[LogLine]) -> Vec<StageSummary> {
     for line in log.iter().flat_map(|line| &line.stages) {
         match stages.iter_mut().find(|summary| summary.stage == line.stage) {
             Some(summary) => {
-                (summary.last_loss, summary.unexplained, summary.balance) = (line.loss, line.unexplained, line.balance);
+                (summary.last_loss, summary.unexplained, summary.balance) =
+                    (line.loss, line.unexplained, line.balance);
             }
             None => stages.push(StageSummary {
                 stage: line.stage,

@@ -102,7 +102,8 @@ impl Kernel for BoundNorms<'_> {
             if squares.iter().all(|&square| square <= bound * bound) {
                 continue;
             }
-            let scale = squares.map(|square| if square > bound * bound { bound / square.sqrt() } else { 1.0 });
+            let scale =
+                squares.map(|square| if square > bound * bound { bound / square.sqrt() } else { 1.0 });
             for tap in self.weights.chunks_exact_mut(self.maps) {
                 for (w, scale) in tap[first..first + MAP_PAD].iter_mut().zip(&scale) {
                     *w *= scale;

@@ -3,8 +3,10 @@
 //! A [`VideoSource`] shows one frame at a time, in the order of display, and can jump. Decoding a frame and turning
 //! it into an upright RGB picture are separate steps, because most decoded frames are only passed on the way.
 
+pub mod encode;
 pub mod ffmpeg;
 pub mod sampler;
+pub mod synth;
 
 use image::RgbImage;
 

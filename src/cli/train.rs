@@ -1,0 +1,93 @@
+//! `striate train`: fit a network to frames and leave a run folder behind.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+use striate::config::RunConfig;
+use striate::dataset::Dataset;
+use striate::frames::FrameStore;
+use striate::training::{Options, train};
+
+use super::Global;
+
+/// Train a network on frames: unsupervised, asynchronously on threads.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  striate train configs/small.toml --frames outputs/frames --out outputs/run
+  striate train configs/small.toml --frames pictures/ --out outputs/short --set training.steps=[500,500,500]
+  striate train configs/small.toml --frames outputs/frames --out outputs/run --resume
+
+Ctrl-C finishes the step, saves and exits with code 130; --resume goes on from there. A second Ctrl-C quits at once.")]
+pub struct TrainArgs {
+    /// Settings of the run; see configs/.
+    config: PathBuf,
+    /// Frames to learn from: a frame set, WebDataset tar shards, or a folder of pictures.
+    #[arg(long)]
+    frames: PathBuf,
+    /// Run folder: settings as used, log.jsonl, checkpoints.
+    #[arg(long, default_value = "outputs/run")]
+    out: PathBuf,
+    /// Replace one setting, e.g. `training.rate=0.01` or `stages.2.maps=32`. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Threads; also the number of replicas where the config says 0. Default: one per core.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Continue the run in the folder; start it if there is none.
+    #[arg(long)]
+    resume: bool,
+}
+
+pub fn run(args: TrainArgs, global: Global) -> anyhow::Result<ExitCode> {
+    let config = RunConfig::load(&args.config, &args.overrides)?;
+    let threads = global.use_threads(args.threads)?;
+    let store = FrameStore::open(&args.frames)?;
+    let bar = global.progress(store.len() as u64, "frames");
+    let frames = Dataset::load(&store, config.input_shape(), || bar.inc(1))?;
+    bar.finish();
+    global.warn(&frames.warnings);
+
+    let interrupted = Arc::new(AtomicUsize::new(0));
+    for signal in [SIGINT, SIGTERM] {
+        // The order matters: a second signal finds the flag set and ends the process.
+        let twice = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&twice))?;
+        flag::register(signal, twice)?;
+        flag::register_usize(signal, Arc::clone(&interrupted), signal as usize)?;
+    }
+    let steps: u64 = config.training.steps.iter().sum();
+    let bar = global.progress(steps, "training");
+    let options = Options {
+        seed: global.seed,
+        threads,
+        resume: args.resume,
+        frames: &args.frames,
+        interrupted: &interrupted,
+    };
+    let summary = train(&config, &frames, &args.out, &options, |step, line| {
+        if bar.position() == 0 && step > 1 {
+            bar.reset_eta(); // a resumed run did not do the first steps now
+        }
+        bar.set_position(step);
+        if let Some(line) = line {
+            let stage =
+                |s: &striate::training::monitor::StageLine| format!("stage {} loss {:.2}", s.stage, s.loss);
+            let stages: Vec<String> = line.stages.iter().map(stage).collect();
+            bar.set_message(format!("{}  {:.0} images/s", stages.join(", "), line.images_per_second));
+        }
+    });
+    bar.finish();
+    let summary = summary?;
+    global.print(&summary)?;
+    let code = match interrupted.load(Ordering::Relaxed) {
+        signal if !summary.finished => 128 + signal as u8,
+        _ => 0,
+    };
+    Ok(ExitCode::from(code))
+}

@@ -1,0 +1,87 @@
+//! `striate verify`: this build on this CPU against golden files.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use striate::error::Error;
+use striate::kernels::Cpu;
+use striate::verify::{Check, SHIPPED, check_file};
+
+use super::Global;
+
+/// Check this build on this CPU against golden values of an independent float64 implementation.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  striate verify
+  STRIATE_CPU=avx2 striate verify
+  striate verify tests/golden/three_stage.safetensors --failures
+
+Exit code 1 if any tensor is off by more than its tolerance.")]
+pub struct VerifyArgs {
+    /// Golden files (safetensors with a `spec`); none for those that ship with the program.
+    files: Vec<PathBuf>,
+    /// Check every instruction set of this machine, not only the one in use.
+    #[arg(long)]
+    all_cpus: bool,
+    /// List only what fails.
+    #[arg(long)]
+    failures: bool,
+}
+
+#[derive(Serialize)]
+struct Table {
+    passed: usize,
+    failed: usize,
+    checks: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    #[serde(flatten)]
+    check: Check,
+    passes: bool,
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let width = self.checks.iter().map(|row| row.check.tensor.len()).max().unwrap_or(6).max(6);
+        if !self.checks.is_empty() {
+            writeln!(f, "{:<12} {:<7} {:<width$} {:>9} {:>9}", "file", "cpu", "tensor", "error", "allowed")?;
+        }
+        for Row { check: c, passes } in &self.checks {
+            let verdict = if *passes { "ok" } else { "FAILED" };
+            writeln!(
+                f,
+                "{:<12} {:<7} {:<width$} {:>9.1e} {:>9.0e}  {verdict}",
+                c.file, c.cpu, c.tensor, c.error, c.tolerance
+            )?;
+        }
+        write!(f, "{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
+pub fn run(args: VerifyArgs, global: Global) -> anyhow::Result<ExitCode> {
+    let cpus = if args.all_cpus { Cpu::available() } else { vec![Cpu::detect()?] };
+    let mut checks = Vec::new();
+    for cpu in cpus {
+        if args.files.is_empty() {
+            for (name, bytes) in SHIPPED {
+                checks.extend(check_file(name.as_ref(), bytes, cpu)?);
+            }
+        }
+        for path in &args.files {
+            let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+            checks.extend(check_file(path, &bytes, cpu)?);
+        }
+    }
+    let rows = checks.into_iter().map(|check| Row { passes: check.passes(), check });
+    let (good, bad): (Vec<Row>, Vec<Row>) = rows.partition(|row| row.passes);
+    let (passed, failed) = (good.len(), bad.len());
+    let checks = if args.failures { bad } else { good.into_iter().chain(bad).collect() };
+    global.print(&Table { passed, failed, checks })?;
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

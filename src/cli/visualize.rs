@@ -1,0 +1,119 @@
+//! `striate visualize`: what do the units of a run prefer?
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use indicatif::ProgressBar;
+
+use striate::dataset::Dataset;
+use striate::frames::FrameStore;
+use striate::geometry::Kind;
+use striate::network::checkpoint;
+use striate::report::gallery::{Choice, Norm, Progress, visualize};
+use striate::training::State;
+
+use super::Global;
+
+/// Draw first-stage filters, and each unit's preferred stimulus and top frames.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  striate visualize outputs/run
+  striate visualize outputs/run --stage 3 --units all --frames other-frames/
+  striate visualize outputs/run --norm 1 --norm natural --steps 500
+
+Writes RUN/visualize: filters-encoder.png, a sheet stageN.png with a row for each unit (stimuli, then top frames),
+a folder of pictures for each stage, and units.json.")]
+pub struct VisualizeArgs {
+    /// Run folder of `striate train`.
+    run: PathBuf,
+    /// Frames to look through for those that drive a unit most [default: those the run was trained on].
+    #[arg(long)]
+    frames: Option<PathBuf>,
+    /// Only this stage, from 1. May be repeated.
+    #[arg(long = "stage", value_name = "N")]
+    stages: Vec<usize>,
+    /// Units of each stage, evenly spread over all, or `all`.
+    #[arg(long, default_value = "64", value_parser = unit_count)]
+    units: usize,
+    /// Value of a unit: filtered (a), pooled (h) or normalised (y).
+    #[arg(long, value_enum, default_value = "y")]
+    kind: Kind,
+    /// Norm of the stimuli: a number (1 is the paper's) or `natural`, the mean norm of the frames. May be repeated.
+    #[arg(long = "norm", default_values = ["1", "natural"], value_name = "NORM")]
+    norms: Vec<Norm>,
+    /// Most steps of a search.
+    #[arg(long, default_value_t = 200)]
+    steps: usize,
+    /// Searches from different noise for each unit; the best is kept.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=32))]
+    restarts: u16,
+    /// Frames shown for each unit.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    top: u16,
+    /// Threads. Default: one per core.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+fn unit_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        _ if text == "all" => Ok(0),
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err("expected a number above 0, or `all`".into()),
+    }
+}
+
+pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
+    global.use_threads(args.threads)?;
+    let checkpoint = checkpoint::load_latest(&args.run, false)?;
+    let frames = match args.frames {
+        Some(path) => path,
+        None => {
+            let folder = checkpoint::latest(&args.run).expect("its checkpoint was just read");
+            checkpoint::read_state::<State>(&folder)?.frames.path
+        }
+    };
+    let store = FrameStore::open(&frames)?;
+    let bar = global.progress(store.len() as u64, "frames");
+    let dataset = Dataset::load(&store, checkpoint.config.input_shape(), || bar.inc(1))?;
+    bar.finish();
+    global.warn(&dataset.warnings);
+
+    let choice = Choice {
+        units: args.units,
+        stages: args.stages,
+        kind: args.kind,
+        norms: args.norms,
+        steps: args.steps,
+        restarts: args.restarts.into(),
+        top: args.top.into(),
+        seed: global.seed,
+    };
+    let bar = global.progress(0, "visualize");
+    let (begun, added): (ProgressBar, ProgressBar) = (bar.clone(), bar.clone());
+    let progress = Progress {
+        on_begin: Box::new(move |what, len| {
+            begun.reset();
+            begun.set_length(len as u64);
+            begun.set_message(what.to_owned());
+        }),
+        on_add: Box::new(move |count| added.inc(count as u64)),
+    };
+    let out = args.run.join("visualize");
+    let gallery = visualize(&checkpoint, &dataset, &frames, &choice, &out, &progress);
+    bar.finish();
+    let gallery = gallery?;
+    if global.json {
+        return global.print(&gallery);
+    }
+    println!("{gallery}");
+    for (stage, _) in
+        (1..).zip(&gallery.stage_units).filter(|(s, _)| gallery.units.iter().any(|u| u.stage == *s))
+    {
+        println!("{}", out.join(format!("stage{stage}.png")).display());
+    }
+    let kind = gallery.choice.kind.to_possible_value().expect("no kind is hidden");
+    println!("{}  (kind {})", out.join("filters-encoder.png").display(), kind.get_name());
+    Ok(())
+}
