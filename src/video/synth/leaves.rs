@@ -55,6 +55,9 @@ impl Habit {
     }
 }
 
+/// Polygons and blobs reach no farther from their centre than this, in radii.
+const ROUND: f32 = 1.4;
+
 /// Figures stand no farther than this, so that only leaves meant to hide them do.
 pub(super) const FIGURES: f32 = 0.96;
 
@@ -74,7 +77,7 @@ enum Outline {
     Ellipse(f32),
     /// A rectangle; the second half-side as a share of the first.
     Bar(f32),
-    /// The intersection of half-planes `x·cos + y·sin < offset`.
+    /// The intersection of half-planes `x·cos + y·sin < offset` and of a disc that takes off far corners.
     Polygon(Vec<[f32; 3]>),
     /// A circle with its radius modulated two and three times around: amplitudes and phases as cos, sin pairs.
     Blob([f32; 4]),
@@ -118,12 +121,12 @@ impl Leaf {
             2..5 => Outline::Ellipse(rng.random_range(0.25..1.0)),
             5 => Outline::Bar(rng.random_range(0.04..0.25)),
             6 => Outline::Bar(rng.random_range(0.3..1.0)),
-            7 | 8 => Outline::Blob(std::array::from_fn(|_| rng.random_range(-0.25..0.25))),
+            7 | 8 => Outline::Blob(std::array::from_fn(|_| rng.random_range(-0.18..0.18))),
             _ => {
                 let sides = rng.random_range(3..8);
                 let turn = std::f32::consts::TAU / sides as f32;
                 let side = |i| {
-                    let angle: f32 = (i as f32 + rng.random_range(-0.25..0.25)) * turn;
+                    let angle: f32 = (i as f32 + rng.random_range(-0.15..0.15)) * turn;
                     [angle.cos(), angle.sin(), rng.random_range(0.5..0.9)]
                 };
                 Outline::Polygon((0..sides).map(side).collect())
@@ -168,28 +171,34 @@ impl Leaf {
         }
     }
 
-    /// Paints the leaf as seen at time `t`.
+    /// Paints the leaf as seen at time `t`: behind what is there if it stands behind the figures, else over it.
     pub fn draw(&self, canvas: &mut Canvas, camera: &Camera, t: f32, light: &Light, air: &Air) {
         let at = [self.at[0] + self.drift[0] * t, self.at[1] + self.drift[1] * t];
+        let behind = self.nearness <= FIGURES;
         let view = camera.project(at, self.nearness, t, canvas.width, canvas.height);
         let (cx, cy) = (view.x, view.y);
         let radius = self.radius * view.scale;
         let (sin, cos) = (self.angle + self.spin * t + view.angle).sin_cos();
-        let rows = Canvas::span(cy, radius * 1.5, canvas.height);
-        let columns = Canvas::span(cx, radius * 1.5, canvas.width);
+        let reach = self.reach(sin, cos);
+        let soft = air.defocus * (1.0 - self.nearness).abs() * canvas.height as f32;
+        let rows = Canvas::span(cy, radius * reach[1] + soft, canvas.height);
+        let columns = Canvas::span(cx, radius * reach[0] + soft, canvas.width);
         if rows.is_empty() || columns.is_empty() {
             return;
         }
-        let far = (1.0 - self.nearness).abs();
         let veil = air.haze_share * (1.0 - self.nearness).clamp(0.0, 1.0);
         // Edges are one pixel wide in focus.
-        let sharp = radius / (1.0 + air.defocus * far * canvas.height as f32).min(radius.max(1.0));
+        let sharp = radius / (1.0 + soft).min(radius.max(1.0));
         let flat = radius < 2.5;
         let to_light = unit([light.towards[0], light.towards[1], light.towards[2] + 0.3]);
         let shine = tint(self.base, light.colour);
         let tone = tint(self.other, light.colour);
         for row in rows {
             for column in columns.clone() {
+                let at = row * canvas.width + column;
+                if behind && !canvas.is_bare(at) {
+                    continue;
+                }
                 let (dx, dy) = ((column as f32 + 0.5 - cx) / radius, (row as f32 + 0.5 - cy) / radius);
                 let (x, y) = (dx * cos + dy * sin, dy * cos - dx * sin);
                 let cover = 0.5 - self.outside(x, y) * sharp;
@@ -211,8 +220,20 @@ impl Leaf {
                     colour = scale(colour, (1.0 + bulge * (1.0 - light.ambient)).max(0.1));
                 }
                 let colour = mix(colour, air.haze, veil).map(|v| v.max(0.0));
-                canvas.paint(row * canvas.width + column, colour, cover.min(1.0));
+                match behind {
+                    true => canvas.paint_behind(at, colour, cover.min(1.0)),
+                    false => canvas.paint(at, colour, cover.min(1.0)),
+                }
             }
+        }
+    }
+
+    /// Half-width and half-height of the outline turned by an angle, in radii.
+    fn reach(&self, sin: f32, cos: f32) -> [f32; 2] {
+        match self.outline {
+            Outline::Ellipse(ratio) => [cos.hypot(ratio * sin), sin.hypot(ratio * cos)],
+            Outline::Bar(ratio) => [cos.abs() + ratio * sin.abs(), sin.abs() + ratio * cos.abs()],
+            Outline::Polygon(_) | Outline::Blob(_) => [ROUND; 2],
         }
     }
 
@@ -227,7 +248,8 @@ impl Leaf {
             }
             Outline::Bar(ratio) => (x.abs() - 1.0).max(y.abs() - ratio),
             Outline::Polygon(sides) => {
-                sides.iter().map(|[nx, ny, o]| x * nx + y * ny - o).fold(f32::NEG_INFINITY, f32::max)
+                let rim = (x * x + y * y).sqrt() - ROUND;
+                sides.iter().map(|[nx, ny, o]| x * nx + y * ny - o).fold(rim, f32::max)
             }
             Outline::Blob([a, b, c, d]) => {
                 let r = (x * x + y * y).sqrt();

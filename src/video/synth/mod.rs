@@ -150,16 +150,16 @@ impl Scene {
         light.towards = unit(light.towards);
         let air = Air { haze: tint(self.air.haze, light.colour), ..self.air };
 
+        let behind = self.leaves.partition_point(|leaf| leaf.nearness <= leaves::FIGURES);
+        for leaf in self.leaves[..behind].iter().rev() {
+            leaf.draw(&mut canvas, &self.camera, t, &light, &air);
+        }
         self.paint_ground(&mut canvas, t, &light, &air);
         let mut labels = Vec::new();
-        let mut leaves = self.leaves.iter().peekable();
         for figure in &self.figures {
-            while let Some(leaf) = leaves.next_if(|leaf| leaf.nearness <= figure.nearness) {
-                leaf.draw(&mut canvas, &self.camera, t, &light, &air);
-            }
             labels.extend(figure.draw(&mut canvas, &self.camera, t, &light));
         }
-        for leaf in leaves {
+        for leaf in &self.leaves[behind..] {
             leaf.draw(&mut canvas, &self.camera, t, &light, &air);
         }
         let labels = figures::settle(labels, &canvas);
@@ -173,14 +173,17 @@ impl Scene {
         let [grain, offset, mottle, horizon] = self.texture;
         for row in 0..canvas.height {
             for column in 0..canvas.width {
+                let at = row * canvas.width + column;
+                if !canvas.is_bare(at) {
+                    continue;
+                }
                 let (dx, dy) =
                     ((column as f32 + 0.5 - view.x) / view.scale, (row as f32 + 0.5 - view.y) / view.scale);
                 let (x, y) = (dx * cos + dy * sin, dy * cos - dx * sin);
                 let clouds = noise(x * grain + offset * 256.0, y * grain + 99.0 * offset);
                 let share = raster::ramp(-0.25, 0.25, y + horizon * 0.8 - 0.4) + mottle * clouds;
                 let colour = mix(self.ground[0], self.ground[1], share.clamp(-0.2, 1.2)).map(|v| v.max(0.0));
-                canvas.pixels[row * canvas.width + column] =
-                    mix(tint(colour, light.colour), air.haze, 0.7 * air.haze_share);
+                canvas.paint_behind(at, mix(tint(colour, light.colour), air.haze, 0.7 * air.haze_share), 1.0);
             }
         }
     }

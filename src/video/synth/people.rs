@@ -293,9 +293,14 @@ impl Person {
         let trunk = [
             Part::limb([0.0, -0.6, -0.12], [0.0, -1.7, -0.3], [0.40 * b, 0.46 * b], 1.0, &neck),
             Part::ball([0.0, -2.5, -0.35], [1.75 * b, 1.0, 0.75], &self.top),
-            Part::ball([0.0, -3.2, -0.3], [1.45 * b, 1.6, 0.8], &self.top),
+            Part::limb([0.0, -2.6, -0.35], [0.0, -7.0, -0.3], [1.4 * b, 1.1 * b], 0.55, &self.top),
         ];
-        parts.extend(trunk.into_iter().map(|p| p.moved(&half, [0.0; 3])));
+        let sleeve = if self.sleeves { self.top.clone() } else { plain(scale(self.face.skin, 0.85)) };
+        let arms = [-1.0, 1.0].map(|side| {
+            let (shoulder, elbow) = ([side * 1.4 * b, -2.4, -0.35], [side * 1.9 * b, -4.8, -0.2]);
+            Part::limb(shoulder, elbow, [0.42 * b, 0.34 * b], 1.0, &sleeve)
+        });
+        parts.extend(trunk.into_iter().chain(arms).map(|p| p.moved(&half, [0.0; 3])));
         parts
     }
 
