@@ -15,6 +15,8 @@ mod palette;
 mod people;
 mod raster;
 mod solid;
+#[cfg(test)]
+mod tests;
 
 use image::RgbImage;
 use rand::Rng;
