@@ -104,7 +104,7 @@ impl Scene {
         let mut figures = figures::cast(rng, &palette, seconds, aspect);
         figures.sort_by(|a, b| a.nearness.total_cmp(&b.nearness));
         let side: f32 = rng.random_range(-1.0..1.0);
-        let warm = rng.random_range(-0.18..0.22);
+        let warm = rng.random_range(-0.12..0.13);
         let strength = 2.0f32.powf(rng.random_range(-0.7..0.5));
         let ground = [palette.ground(rng), palette.ground(rng)];
         Scene {
