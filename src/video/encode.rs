@@ -60,7 +60,7 @@ const FORMATS: [Format; 7] = [
 
 /// The formats that the FFmpeg on this machine can write, in a fixed order; without any, an error.
 pub fn formats() -> Result<Vec<Format>> {
-    start()?;
+    ready()?;
     let found = FORMATS.into_iter().filter(|format| encoder::find_by_name(format.encoder).is_some());
     let found: Vec<Format> = found.collect();
     if found.is_empty() {
@@ -74,7 +74,7 @@ pub fn formats() -> Result<Vec<Format>> {
 }
 
 /// Readies FFmpeg and keeps its encoders' statistics off stderr.
-fn start() -> Result<()> {
+fn ready() -> Result<()> {
     ffmpeg::init().map_err(|e| Error::Mismatch(format!("FFmpeg does not start: {e}")))?;
     ffmpeg::log::set_level(ffmpeg::log::Level::Error);
     Ok(())
@@ -101,31 +101,43 @@ impl Encoder {
     /// # Errors
     /// [`Error::Io`] if the file cannot be made; [`Error::BadFile`] if FFmpeg refuses the settings.
     pub fn create(path: &Path, format: Format, width: u32, height: u32, fps: u32) -> Result<Encoder> {
-        start()?;
+        ready()?;
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
-        let failure = Arc::new(Mutex::new(None));
         let file = File::create(&partial).map_err(Error::io(&partial, "create"))?;
+        Encoder::start(file, path, partial, format, width, height, fps)
+    }
+
+    fn start(
+        file: File,
+        path: &Path,
+        partial: PathBuf,
+        format: Format,
+        width: u32,
+        height: u32,
+        fps: u32,
+    ) -> Result<Encoder> {
+        let failure = Arc::new(Mutex::new(None));
         let sink = Sink { file, failure: failure.clone() };
-        Self::open(sink, format, width, height, fps)
-            .map(|(output, encoder, frame)| Encoder {
-                path: path.to_path_buf(),
-                partial: partial.clone(),
-                format,
-                output: Some(output),
-                encoder,
-                frame,
-                packet: Packet::empty(),
-                tick: Rational(1, fps as i32),
-                frames: 0,
-                failure: failure.clone(),
-            })
-            .map_err(|e| {
-                // What is left behind is empty; that it may not go is no news.
-                let _ = std::fs::remove_file(&partial);
-                blame(path, format, &failure, e)
-            })
+        let opened = Encoder::open(sink, format, width, height, fps);
+        let (output, encoder, frame) = opened.map_err(|e| {
+            // What is left behind is empty; that it may not go is no news.
+            let _ = std::fs::remove_file(&partial);
+            blame(path, format, &failure, e)
+        })?;
+        Ok(Encoder {
+            path: path.to_path_buf(),
+            partial,
+            format,
+            output: Some(output),
+            encoder,
+            frame,
+            packet: Packet::empty(),
+            tick: Rational(1, fps as i32),
+            frames: 0,
+            failure,
+        })
     }
 
     fn open(
@@ -329,6 +341,133 @@ fn fill(frame: &mut frame::Video, image: &RgbImage, jpeg: bool) {
                 }
                 *out = (128.5 + chroma_scale * value).clamp(0.0, 255.0) as u8;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ffmpeg_next::media::Type;
+
+    /// Colour bars with a ramp: red, green, blue and grey columns, darker downwards.
+    fn picture(shift: u32) -> RgbImage {
+        RgbImage::from_fn(64, 48, |x, y| {
+            let v = (220 - 2 * y - shift) as u8;
+            image::Rgb([[v, 40, 40], [40, v, 40], [40, 40, v], [v, v, v]][(x / 16) as usize])
+        })
+    }
+
+    /// Times in seconds, sizes and RGB pictures of all frames, with the colours that the file claims.
+    fn read(path: &Path, jpeg: bool) -> Vec<(f64, RgbImage)> {
+        let mut input = ffmpeg::format::input(path).unwrap();
+        let stream = input.streams().best(Type::Video).unwrap();
+        let (index, tick) = (stream.index(), f64::from(stream.time_base()));
+        let context = ffmpeg::codec::Context::from_parameters(stream.parameters()).unwrap();
+        let mut decoder = context.decoder().video().unwrap();
+        let mut frames = Vec::new();
+        let mut frame = frame::Video::empty();
+        let mut take = |decoder: &mut ffmpeg::decoder::Video| {
+            while decoder.receive_frame(&mut frame).is_ok() {
+                let full =
+                    matches!(frame.format(), Pixel::YUVJ420P) || frame.color_range() == color::Range::JPEG;
+                assert_eq!(full, jpeg, "range of {}", path.display());
+                let image = to_rgb(&frame, full);
+                frames.push((frame.pts().unwrap() as f64 * tick, image));
+            }
+        };
+        for (stream, packet) in input.packets() {
+            if stream.index() == index {
+                decoder.send_packet(&packet).unwrap();
+                take(&mut decoder);
+            }
+        }
+        decoder.send_eof().unwrap();
+        take(&mut decoder);
+        frames
+    }
+
+    /// The definition of BT.601, nearest chroma.
+    fn to_rgb(frame: &frame::Video, full: bool) -> RgbImage {
+        let (scale, base, chroma) = if full { (1.0, 0.0, 1.0) } else { (255.0 / 219.0, 16.0, 255.0 / 224.0) };
+        RgbImage::from_fn(frame.width(), frame.height(), |x, y| {
+            let at = |plane: usize, x: u32, y: u32| {
+                f32::from(frame.data(plane)[y as usize * frame.stride(plane) + x as usize])
+            };
+            let luma = scale * (at(0, x, y) - base);
+            let [cb, cr] = [1, 2].map(|plane| chroma * (at(plane, x / 2, y / 2) - 128.0));
+            let rgb = [luma + 1.402 * cr, luma - 0.344_136 * cb - 0.714_136 * cr, luma + 1.772 * cb];
+            image::Rgb(rgb.map(|v| v.round().clamp(0.0, 255.0) as u8))
+        })
+    }
+
+    #[test]
+    fn every_format_reads_back_with_its_frames_times_and_colours() {
+        let folder = tempfile::tempdir().unwrap();
+        for (i, format) in formats().unwrap().into_iter().enumerate() {
+            let path = folder.path().join(format!("{i}.{}", format.extension));
+            let mut encoder = Encoder::create(&path, format, 64, 48, 12).unwrap();
+            (0..15).for_each(|shift| encoder.push(&picture(shift)).unwrap());
+            assert!(!path.exists(), "named before it is complete");
+            encoder.finish().unwrap();
+            let frames = read(&path, format.jpeg);
+            assert_eq!(frames.len(), 15, "{format:?}");
+            for (n, (seconds, image)) in frames.iter().enumerate() {
+                assert!((seconds - n as f64 / 12.0).abs() < 1e-3, "{format:?}: frame {n} at {seconds} s");
+                assert_eq!(image.dimensions(), (64, 48));
+                // The middles of bars, away from where neighbours share chroma.
+                for x in [7, 24, 40, 56] {
+                    let (got, want) = (image.get_pixel(x, 24).0, picture(n as u32).get_pixel(x, 24).0);
+                    let off = (0..3).map(|c| got[c].abs_diff(want[c])).max().unwrap();
+                    assert!(off <= 12, "{format:?}: frame {n}, column {x}: {got:?}, drawn {want:?}");
+                }
+            }
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), formats().unwrap().len());
+    }
+
+    #[test]
+    fn the_same_frames_give_the_same_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        for format in formats().unwrap() {
+            let [a, b] = ["a", "b"].map(|name| {
+                let path = folder.path().join(name);
+                let mut encoder = Encoder::create(&path, format, 64, 48, 12).unwrap();
+                (0..6).for_each(|shift| encoder.push(&picture(shift)).unwrap());
+                encoder.finish().unwrap();
+                std::fs::read(path).unwrap()
+            });
+            assert!(a == b, "{format:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_folder_is_named_and_half_a_file_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let format = formats().unwrap()[0];
+        let path = folder.path().join("none/a.mp4");
+        let error = Encoder::create(&path, format, 64, 48, 12).err().unwrap().to_string();
+        assert!(error.contains("none/a.mp4") && error.contains("cannot create"), "{error}");
+        let mut encoder = Encoder::create(&folder.path().join("b.mp4"), format, 64, 48, 12).unwrap();
+        encoder.push(&picture(0)).unwrap();
+        drop(encoder);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_one_clear_error() {
+        let folder = tempfile::tempdir().unwrap();
+        for format in formats().unwrap() {
+            let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+            let path = folder.path().join("film");
+            let encoder = Encoder::start(full, &path, folder.path().join("film.partial"), format, 64, 48, 12);
+            let result = encoder.and_then(|mut encoder| {
+                (0..30).try_for_each(|shift| encoder.push(&picture(shift)))?;
+                encoder.finish()
+            });
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("film: cannot write: No space left"), "{format:?}: {error}");
         }
     }
 }

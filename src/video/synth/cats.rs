@@ -57,7 +57,8 @@ impl Cat {
         };
         let marks = match pattern {
             Pattern::Patches => palette::fur(rng),
-            _ => scale(coat, rng.random_range(0.15..0.4)),
+            Pattern::Points => scale(coat, rng.random_range(0.08..0.2)),
+            _ => scale(coat, rng.random_range(0.25..0.6)),
         };
         let posture = match rng.random_range(0..3) {
             0 => Posture::Sitting,

@@ -8,7 +8,7 @@ use super::palette::{self, Palette};
 use super::people::Person;
 use super::raster::{Canvas, Light, noise, scale, wave};
 use super::solid::{self, Extent, Paint, Part, rotation};
-use super::{Kind, Label};
+use super::{Kind, Label, leaves};
 use crate::rng::ChaCha8Rng;
 
 /// What is drawn.
@@ -145,7 +145,7 @@ impl Figure {
             nod: rng.random_range(0.0..0.08),
             nod_rate: rng.random_range(0.2..0.6),
             seconds,
-            nearness: rng.random_range(0.8..1.0),
+            nearness: rng.random_range(leaves::FIGURES..1.0),
         }
     }
 

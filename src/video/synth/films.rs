@@ -42,7 +42,7 @@ impl Settings {
             Err(Error::Setting { key: key.into(), got, want: want.into() })
         };
         let &Settings { videos, seconds, fps, width, height, .. } = self;
-        let side = |side: u32| side % 2 == 0 && (16..=4096).contains(&side);
+        let side = |side: u32| side.is_multiple_of(2) && (16..=4096).contains(&side);
         if !side(width) || !side(height) {
             return refuse(
                 "--size",
@@ -186,8 +186,8 @@ const BATCH: u32 = 256;
 
 /// Writes the videos and their labels to the folder `out`, on the threads of the current rayon pool.
 ///
-/// Frames and labels do not depend on the number of threads. `done` is told after each video how many frames it
-/// has. The labels appear under their name when all is written.
+/// Frames and labels do not depend on the number of threads. `done` is told of frames as they are written. The
+/// labels appear under their name when all is.
 ///
 /// # Errors
 /// Those of [`Settings::check`] and [`Encoder`].
@@ -203,8 +203,7 @@ pub fn write(out: &Path, settings: &Settings, done: impl Fn(u64) + Sync) -> Resu
         let batch = first..settings.videos.min(first.saturating_add(BATCH));
         let make = |index: u32| {
             let format = formats[index as usize % formats.len()];
-            let lines = write_film(out, settings, index, format)?;
-            done(lines.len() as u64);
+            let lines = write_film(out, settings, index, format, &done)?;
             Ok((format, lines))
         };
         // One at a time, since neighbours differ in cost: encoders do.
@@ -228,7 +227,13 @@ pub fn write(out: &Path, settings: &Settings, done: impl Fn(u64) + Sync) -> Resu
     Ok(summary)
 }
 
-fn write_film(out: &Path, settings: &Settings, index: u32, format: Format) -> Result<Vec<Labelled>> {
+fn write_film(
+    out: &Path,
+    settings: &Settings,
+    index: u32,
+    format: Format,
+    done: &(impl Fn(u64) + Sync),
+) -> Result<Vec<Labelled>> {
     let &Settings { seed, seconds, fps, width, height, .. } = settings;
     let video = format!("synth-{index:05}.{}", format.extension);
     let film = Film::new(seed, u64::from(index), seconds, width as f32 / height as f32);
@@ -244,6 +249,7 @@ fn write_film(out: &Path, settings: &Settings, index: u32, format: Format) -> Re
         let (_, shot) = current.as_ref().expect("just set");
         let (image, objects) = shot.render(since, height);
         encoder.push(&image)?;
+        done(1);
         lines.push(Labelled { video: video.clone(), frame, seconds, scene, width, height, objects });
     }
     encoder.finish()?;

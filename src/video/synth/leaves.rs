@@ -10,8 +10,66 @@ use super::palette::Palette;
 use super::raster::{Canvas, Light, Rgb, mix, noise, scale, tint, unit, wave};
 use crate::rng::ChaCha8Rng;
 
-const SMALLEST: f32 = 0.010;
-const LARGEST: f32 = 0.55;
+/// The smallest radius of a scene lies between these, the largest is one for all.
+const SMALLEST: [f32; 2] = [0.012, 0.04];
+const LARGEST: f32 = 0.6;
+
+/// What the leaves of one scene have in common.
+struct Habit {
+    /// Which outlines, each as often as it is listed.
+    outlines: Vec<u8>,
+    /// Preferred direction, and how far leaves stray from it.
+    grain: f32,
+    stray: f32,
+    /// Size of patches of one colour in frame heights, where in the noise they are, and how alike a patch is.
+    patch: f32,
+    salt: f32,
+    alike: f32,
+    /// The colours of patches, from one end of the noise to the other.
+    tones: [Rgb; 4],
+    sway: f32,
+}
+
+impl Habit {
+    fn new(rng: &mut ChaCha8Rng, palette: &Palette) -> Habit {
+        let kinds = rng.random_range(3..7);
+        let straight = rng.random_bool(0.35);
+        Habit {
+            outlines: (0..kinds).map(|_| rng.random_range(0..10)).collect(),
+            grain: if straight { 0.0 } else { rng.random_range(0.0..std::f32::consts::PI) },
+            stray: if straight { rng.random_range(0.02..0.3) } else { rng.random_range(0.3..3.2) },
+            patch: rng.random_range(0.08f32..0.5),
+            salt: rng.random_range(0.0..256.0),
+            alike: rng.random_range(0.5..0.9),
+            tones: std::array::from_fn(|_| palette.ground(rng)),
+            sway: if rng.random_bool(0.4) { 1.0 } else { 0.1 },
+        }
+    }
+
+    /// Colour of the patch around `at`.
+    fn tone(&self, at: [f32; 2]) -> Rgb {
+        let value = noise(at[0] / self.patch + self.salt, at[1] / self.patch + self.salt);
+        let place = ((value + 0.8) / 1.6).clamp(0.0, 0.999) * 3.0;
+        let index = place as usize;
+        mix(self.tones[index], self.tones[index + 1], place - index as f32)
+    }
+}
+
+/// Polygons and blobs reach no farther from their centre than this, in radii.
+const ROUND: f32 = 1.4;
+
+/// Figures stand no farther than this, so that only leaves meant to hide them do.
+pub(super) const FIGURES: f32 = 0.96;
+
+/// What lies between things and the viewer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Air {
+    pub haze: Rgb,
+    /// How much of the haze's colour far things take on.
+    pub haze_share: f32,
+    /// Blur of far things, in frame heights.
+    pub defocus: f32,
+}
 
 #[derive(Debug, Clone)]
 enum Outline {
@@ -19,7 +77,7 @@ enum Outline {
     Ellipse(f32),
     /// A rectangle; the second half-side as a share of the first.
     Bar(f32),
-    /// The intersection of half-planes `x·cos + y·sin < offset`.
+    /// The intersection of half-planes `x·cos + y·sin < offset` and of a disc that takes off far corners.
     Polygon(Vec<[f32; 3]>),
     /// A circle with its radius modulated two and three times around: amplitudes and phases as cos, sin pairs.
     Blob([f32; 4]),
@@ -56,72 +114,94 @@ fn radius(rng: &mut ChaCha8Rng, least: f32, most: f32) -> f32 {
 }
 
 impl Leaf {
-    fn new(rng: &mut ChaCha8Rng, palette: &Palette, least: f32, most: f32, nearness: f32) -> Leaf {
-        let outline = match rng.random_range(0..10) {
+    fn new(rng: &mut ChaCha8Rng, palette: &Palette, habit: &Habit, radius: f32, at: [f32; 2]) -> Leaf {
+        let kind = habit.outlines[rng.random_range(0..habit.outlines.len())];
+        let outline = match kind {
             0..2 => Outline::Ellipse(1.0),
             2..5 => Outline::Ellipse(rng.random_range(0.25..1.0)),
             5 => Outline::Bar(rng.random_range(0.04..0.25)),
             6 => Outline::Bar(rng.random_range(0.3..1.0)),
-            7 | 8 => Outline::Blob(std::array::from_fn(|_| rng.random_range(-0.25..0.25))),
+            7 | 8 => Outline::Blob(std::array::from_fn(|_| rng.random_range(-0.18..0.18))),
             _ => {
                 let sides = rng.random_range(3..8);
                 let turn = std::f32::consts::TAU / sides as f32;
                 let side = |i| {
-                    let angle: f32 = (i as f32 + rng.random_range(-0.25..0.25)) * turn;
+                    let angle: f32 = (i as f32 + rng.random_range(-0.15..0.15)) * turn;
                     [angle.cos(), angle.sin(), rng.random_range(0.5..0.9)]
                 };
                 Outline::Polygon((0..sides).map(side).collect())
             }
         };
-        let base = palette.colour(rng);
-        let other =
-            if rng.random_bool(0.5) { scale(base, rng.random_range(0.2..0.8)) } else { palette.colour(rng) };
-        let sways = rng.random_bool(0.25);
-        let mut up_to = |most: f32| if sways { rng.random_range(-most..most) } else { 0.0 };
+        // Neighbours resemble each other, small ones most: they are the texture of larger things.
+        let own = palette.colour(rng);
+        let alike = (habit.alike + 0.3 * (1.0 - radius / 0.1)).clamp(0.0, 0.92);
+        let base = if rng.random_bool(0.06) {
+            own
+        } else {
+            let brightness = 2.0f32.powf(rng.random_range(-0.6..0.5));
+            scale(mix(own, habit.tone(at), alike), brightness)
+        };
+        let other = if rng.random_bool(0.6) {
+            scale(base, rng.random_range(0.2..0.8))
+        } else {
+            mix(palette.colour(rng), habit.tone(at), 0.5)
+        };
+        let sways = rng.random_bool(0.4);
+        let mut up_to = |most: f32| if sways { rng.random_range(-most..most) * habit.sway } else { 0.0 };
         let (drift, spin) = ([up_to(0.06), up_to(0.06)], up_to(0.5));
+        let lean = rng.random_range(-habit.stray..habit.stray);
+        let across = if rng.random_bool(0.5) { std::f32::consts::FRAC_PI_2 } else { 0.0 };
         Leaf {
             outline,
-            at: [0.0; 2],
+            at,
             drift,
-            radius: radius(rng, least, most),
-            angle: rng.random_range(0.0..std::f32::consts::TAU),
+            radius,
+            angle: habit.grain + lean + across,
             spin,
-            nearness,
+            nearness: 0.0,
             base,
             other,
             gradient: rng.random_range(0.0..0.5),
             stripes: if rng.random_bool(0.22) { rng.random_range(0.2..0.7) } else { 0.0 },
             frequency: 2.0f32.powf(rng.random_range(-0.5..2.5)),
-            mottle: rng.random_range(0.0f32..1.0).powi(2) * 0.9,
+            mottle: rng.random_range(0.2f32..1.0).powi(2) * 1.1,
             grain: 2.0f32.powf(rng.random_range(1.0..5.5)),
             offset: rng.random_range(0.0..256.0),
             dome: if rng.random_bool(0.6) { rng.random_range(0.2..1.0) } else { 0.0 },
         }
     }
 
-    /// Paints the leaf as seen at time `t`.
-    pub fn draw(&self, canvas: &mut Canvas, camera: &Camera, t: f32, light: &Light, haze: Rgb) {
+    /// Paints the leaf as seen at time `t`: behind what is there if it stands behind the figures, else over it.
+    pub fn draw(&self, canvas: &mut Canvas, camera: &Camera, t: f32, light: &Light, air: &Air) {
         let at = [self.at[0] + self.drift[0] * t, self.at[1] + self.drift[1] * t];
+        let behind = self.nearness <= FIGURES;
         let view = camera.project(at, self.nearness, t, canvas.width, canvas.height);
         let (cx, cy) = (view.x, view.y);
         let radius = self.radius * view.scale;
         let (sin, cos) = (self.angle + self.spin * t + view.angle).sin_cos();
-        let rows = Canvas::span(cy, radius * 1.5, canvas.height);
-        let columns = Canvas::span(cx, radius * 1.5, canvas.width);
+        let reach = self.reach(sin, cos);
+        let soft = air.defocus * (1.0 - self.nearness).abs() * canvas.height as f32;
+        let rows = Canvas::span(cy, radius * reach[1] + soft, canvas.height);
+        let columns = Canvas::span(cx, radius * reach[0] + soft, canvas.width);
         if rows.is_empty() || columns.is_empty() {
             return;
         }
-        // Distance washes contrast out, as air does.
-        let air = 0.45 * (1.0 - self.nearness).clamp(0.0, 1.0).powi(2);
+        let veil = air.haze_share * (1.0 - self.nearness).clamp(0.0, 1.0);
+        // Edges are one pixel wide in focus.
+        let sharp = radius / (1.0 + soft).min(radius.max(1.0));
         let flat = radius < 2.5;
         let to_light = unit([light.towards[0], light.towards[1], light.towards[2] + 0.3]);
         let shine = tint(self.base, light.colour);
         let tone = tint(self.other, light.colour);
         for row in rows {
             for column in columns.clone() {
+                let at = row * canvas.width + column;
+                if behind && !canvas.is_bare(at) {
+                    continue;
+                }
                 let (dx, dy) = ((column as f32 + 0.5 - cx) / radius, (row as f32 + 0.5 - cy) / radius);
                 let (x, y) = (dx * cos + dy * sin, dy * cos - dx * sin);
-                let cover = 0.5 - self.outside(x, y) * radius;
+                let cover = 0.5 - self.outside(x, y) * sharp;
                 if cover <= 0.0 {
                     continue;
                 }
@@ -139,9 +219,21 @@ impl Leaf {
                     let bulge = (dx * to_light[0] + dy * to_light[1]) * self.dome;
                     colour = scale(colour, (1.0 + bulge * (1.0 - light.ambient)).max(0.1));
                 }
-                let colour = mix(colour, haze, air).map(|v| v.max(0.0));
-                canvas.paint(row * canvas.width + column, colour, cover.min(1.0));
+                let colour = mix(colour, air.haze, veil).map(|v| v.max(0.0));
+                match behind {
+                    true => canvas.paint_behind(at, colour, cover.min(1.0)),
+                    false => canvas.paint(at, colour, cover.min(1.0)),
+                }
             }
+        }
+    }
+
+    /// Half-width and half-height of the outline turned by an angle, in radii.
+    fn reach(&self, sin: f32, cos: f32) -> [f32; 2] {
+        match self.outline {
+            Outline::Ellipse(ratio) => [cos.hypot(ratio * sin), sin.hypot(ratio * cos)],
+            Outline::Bar(ratio) => [cos.abs() + ratio * sin.abs(), sin.abs() + ratio * cos.abs()],
+            Outline::Polygon(_) | Outline::Blob(_) => [ROUND; 2],
         }
     }
 
@@ -156,7 +248,8 @@ impl Leaf {
             }
             Outline::Bar(ratio) => (x.abs() - 1.0).max(y.abs() - ratio),
             Outline::Polygon(sides) => {
-                sides.iter().map(|[nx, ny, o]| x * nx + y * ny - o).fold(f32::NEG_INFINITY, f32::max)
+                let rim = (x * x + y * y).sqrt() - ROUND;
+                sides.iter().map(|[nx, ny, o]| x * nx + y * ny - o).fold(rim, f32::max)
             }
             Outline::Blob([a, b, c, d]) => {
                 let r = (x * x + y * y).sqrt();
@@ -171,26 +264,28 @@ impl Leaf {
 
 /// A pile of leaves behind and in front of the figures, farthest first, over all that the camera will see.
 pub(super) fn pile(rng: &mut ChaCha8Rng, palette: &Palette, camera: &Camera, aspect: f32) -> Vec<Leaf> {
+    let habit = Habit::new(rng, palette);
     // How many times over the leaves would cover the frame. Few leave open ground, many fill it.
-    let depth = rng.random_range(0.5f32..2.6);
-    let front = rng.random_range(0.0f32..0.06);
-    let mean_area = 0.55 * std::f32::consts::PI * 2.0 * (LARGEST / SMALLEST).ln()
-        / (SMALLEST.powi(-2) - LARGEST.powi(-2));
+    let depth = rng.random_range(0.7f32..2.8);
+    let least = rng.random_range(SMALLEST[0].ln()..SMALLEST[1].ln()).exp();
+    let mean_square = 2.0 * (LARGEST / least).ln() / (least.powi(-2) - LARGEST.powi(-2));
     let widest = camera.reach(2.0, aspect);
-    let count = (depth * 4.0 * widest[0] * widest[1] / mean_area) as usize;
+    let area = 4.0 * widest[0] * widest[1];
+    let behind = (depth * area / (0.55 * std::f32::consts::PI * mean_square)) as usize;
+    // Leaves in front hide parts of figures, not all of them.
+    let front = (rng.random_range(0.0f32..3.0) * area) as usize;
     let mut leaves = Vec::new();
-    for _ in 0..count.min(20_000) {
-        let in_front = rng.random_bool(f64::from(front));
-        let nearness = if in_front { rng.random_range(1.0..1.8) } else { rng.random_range(0.1..1.0) };
+    for number in 0..behind.min(20_000) + front.min(100) {
+        let in_front = number >= behind.min(20_000);
+        let nearness = if in_front { rng.random_range(1.0..1.8) } else { rng.random_range(0.1..FIGURES) };
         let reach = camera.reach(nearness, aspect);
         let at = [rng.random_range(-widest[0]..widest[0]), rng.random_range(-widest[1]..widest[1])];
         if at[0].abs() > reach[0] || at[1].abs() > reach[1] {
             continue;
         }
-        // Leaves in front hide parts of figures, not all of them.
-        let most = if in_front { LARGEST * 0.35 } else { LARGEST };
-        let leaf = Leaf::new(rng, palette, SMALLEST, most, nearness);
-        leaves.push(Leaf { at, ..leaf });
+        let radius = if in_front { radius(rng, 0.05, 0.3) } else { radius(rng, least, LARGEST) };
+        let leaf = Leaf::new(rng, palette, &habit, radius, at);
+        leaves.push(Leaf { nearness, ..leaf });
     }
     leaves.sort_by(|a, b| a.nearness.total_cmp(&b.nearness));
     leaves

@@ -15,6 +15,8 @@ mod palette;
 mod people;
 mod raster;
 mod solid;
+#[cfg(test)]
+mod tests;
 
 use image::RgbImage;
 use rand::Rng;
@@ -24,7 +26,7 @@ pub use films::{Labelled, Settings, Summary, prepare, write};
 
 use self::camera::Camera;
 use self::figures::Figure;
-use self::leaves::Leaf;
+use self::leaves::{Air, Leaf};
 use self::palette::Palette;
 use self::raster::{Canvas, Light, Rgb, mix, noise, scale, tint, unit, wave};
 use crate::rng::{self, ChaCha8Rng};
@@ -86,7 +88,7 @@ pub struct Scene {
     leaves: Vec<Leaf>,
     figures: Vec<Figure>,
     ground: [Rgb; 2],
-    haze: Rgb,
+    air: Air,
     texture: [f32; 4],
     light: Light,
     /// How light changes: amount and turns per second of brightness, and of direction.
@@ -102,7 +104,7 @@ impl Scene {
         let mut figures = figures::cast(rng, &palette, seconds, aspect);
         figures.sort_by(|a, b| a.nearness.total_cmp(&b.nearness));
         let side: f32 = rng.random_range(-1.0..1.0);
-        let warm = rng.random_range(-0.18..0.22);
+        let warm = rng.random_range(-0.12..0.13);
         let strength = 2.0f32.powf(rng.random_range(-0.7..0.5));
         let ground = [palette.ground(rng), palette.ground(rng)];
         Scene {
@@ -112,7 +114,11 @@ impl Scene {
             leaves,
             figures,
             ground,
-            haze: mix(palette.ground(rng), [0.5; 3], 0.5),
+            air: Air {
+                haze: mix(palette.ground(rng), [0.5; 3], 0.5),
+                haze_share: rng.random_range(0.0..0.5),
+                defocus: rng.random_range(-0.02f32..0.035).max(0.0),
+            },
             texture: [rng.random_range(4.0..30.0), rng.random(), rng.random_range(0.2..0.9), rng.random()],
             light: Light {
                 towards: unit([side, rng.random_range(-1.0..0.1), rng.random_range(0.35..1.2)]),
@@ -144,38 +150,42 @@ impl Scene {
         light.colour = scale(light.colour, 1.0 + amount * wave(t * rate));
         light.towards[0] += swing * wave(t * swing_rate);
         light.towards = unit(light.towards);
-        let haze = tint(self.haze, light.colour);
+        let air = Air { haze: tint(self.air.haze, light.colour), ..self.air };
 
-        self.paint_ground(&mut canvas, t, &light, haze);
+        let behind = self.leaves.partition_point(|leaf| leaf.nearness <= leaves::FIGURES);
+        for leaf in self.leaves[..behind].iter().rev() {
+            leaf.draw(&mut canvas, &self.camera, t, &light, &air);
+        }
+        self.paint_ground(&mut canvas, t, &light, &air);
         let mut labels = Vec::new();
-        let mut leaves = self.leaves.iter().peekable();
         for figure in &self.figures {
-            while let Some(leaf) = leaves.next_if(|leaf| leaf.nearness <= figure.nearness) {
-                leaf.draw(&mut canvas, &self.camera, t, &light, haze);
-            }
             labels.extend(figure.draw(&mut canvas, &self.camera, t, &light));
         }
-        for leaf in leaves {
-            leaf.draw(&mut canvas, &self.camera, t, &light, haze);
+        for leaf in &self.leaves[behind..] {
+            leaf.draw(&mut canvas, &self.camera, t, &light, &air);
         }
         let labels = figures::settle(labels, &canvas);
         (canvas.to_image(), labels)
     }
 
     /// What is behind all leaves: one colour above, another below, and 1/f mottle.
-    fn paint_ground(&self, canvas: &mut Canvas, t: f32, light: &Light, haze: Rgb) {
+    fn paint_ground(&self, canvas: &mut Canvas, t: f32, light: &Light, air: &Air) {
         let view = self.camera.project([0.0; 2], 0.1, t, canvas.width, canvas.height);
         let (sin, cos) = view.angle.sin_cos();
         let [grain, offset, mottle, horizon] = self.texture;
         for row in 0..canvas.height {
             for column in 0..canvas.width {
+                let at = row * canvas.width + column;
+                if !canvas.is_bare(at) {
+                    continue;
+                }
                 let (dx, dy) =
                     ((column as f32 + 0.5 - view.x) / view.scale, (row as f32 + 0.5 - view.y) / view.scale);
                 let (x, y) = (dx * cos + dy * sin, dy * cos - dx * sin);
                 let clouds = noise(x * grain + offset * 256.0, y * grain + 99.0 * offset);
                 let share = raster::ramp(-0.25, 0.25, y + horizon * 0.8 - 0.4) + mottle * clouds;
                 let colour = mix(self.ground[0], self.ground[1], share.clamp(-0.2, 1.2)).map(|v| v.max(0.0));
-                canvas.pixels[row * canvas.width + column] = mix(tint(colour, light.colour), haze, 0.35);
+                canvas.paint_behind(at, mix(tint(colour, light.colour), air.haze, 0.7 * air.haze_share), 1.0);
             }
         }
     }

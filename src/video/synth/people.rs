@@ -70,7 +70,7 @@ impl Face {
             style,
             width: rng.random_range(0.68..0.82),
             eye: [rng.random_range(0.38..0.46), rng.random_range(0.04..0.14)],
-            eye_size: [rng.random_range(0.17..0.22), rng.random_range(0.075..0.115)],
+            eye_size: [rng.random_range(0.17..0.22), rng.random_range(0.07..0.1)],
             gaze: rng.random_range(-0.05..0.05),
             brow: [rng.random_range(0.20..0.27), rng.random_range(-0.25..0.25)],
             mouth: [rng.random_range(0.28..0.42), rng.random_range(-0.58..-0.48)],
@@ -129,8 +129,8 @@ impl Face {
             let gaze = if x < 0.0 { -self.gaze } else { self.gaze };
             let r = ((ex - gaze) * self.width).hypot(ey);
             let size = self.eye_size[1];
-            let ball = mix([0.72, 0.7, 0.66], self.iris, ramp(size * 0.95, size * 0.8, r));
-            let ball = mix(ball, [0.005; 3], ramp(size * 0.5, size * 0.35, r));
+            let ball = mix([0.55, 0.52, 0.48], self.iris, ramp(size * 1.15, size * 0.95, r));
+            let ball = mix(ball, [0.005; 3], ramp(size * 0.6, size * 0.45, r));
             colour = mix(colour, ball, eye);
         }
         let lash = ramp(1.25, 1.0, along.abs()) * ramp(0.035, 0.012, (ey - lid).abs());
@@ -293,9 +293,14 @@ impl Person {
         let trunk = [
             Part::limb([0.0, -0.6, -0.12], [0.0, -1.7, -0.3], [0.40 * b, 0.46 * b], 1.0, &neck),
             Part::ball([0.0, -2.5, -0.35], [1.75 * b, 1.0, 0.75], &self.top),
-            Part::ball([0.0, -3.2, -0.3], [1.45 * b, 1.6, 0.8], &self.top),
+            Part::limb([0.0, -2.6, -0.35], [0.0, -7.0, -0.3], [1.4 * b, 1.1 * b], 0.55, &self.top),
         ];
-        parts.extend(trunk.into_iter().map(|p| p.moved(&half, [0.0; 3])));
+        let sleeve = if self.sleeves { self.top.clone() } else { plain(scale(self.face.skin, 0.85)) };
+        let arms = [-1.0, 1.0].map(|side| {
+            let (shoulder, elbow) = ([side * 1.4 * b, -2.4, -0.35], [side * 1.9 * b, -4.8, -0.2]);
+            Part::limb(shoulder, elbow, [0.42 * b, 0.34 * b], 1.0, &sleeve)
+        });
+        parts.extend(trunk.into_iter().chain(arms).map(|p| p.moved(&half, [0.0; 3])));
         parts
     }
 

@@ -1,4 +1,6 @@
-//! The picture under construction: linear light, painted back to front.
+//! The picture under construction, in linear light.
+//!
+//! Clutter behind the figures is painted front to back, which skips what is hidden; all else is painted over it.
 
 use std::sync::OnceLock;
 
@@ -32,6 +34,13 @@ pub(super) fn unit(a: Vec3) -> Vec3 {
     scale(a, 1.0 / dot(a, a).sqrt().max(1e-12))
 }
 
+/// The whole number below and what is left; faster than `floor` where that is a library call.
+#[inline]
+pub(super) fn split(x: f32) -> (i32, f32) {
+    let whole = x as i32 - i32::from(x < 0.0);
+    (whole, x - whole as f32)
+}
+
 /// 0 below `from`, 1 above `to`, smooth between.
 pub(super) fn ramp(from: f32, to: f32, x: f32) -> f32 {
     let t = ((x - from) / (to - from)).clamp(0.0, 1.0);
@@ -39,8 +48,9 @@ pub(super) fn ramp(from: f32, to: f32, x: f32) -> f32 {
 }
 
 /// `sin(2π·turns)` to 0.1 %, several times faster than the exact one.
+#[inline]
 pub(super) fn wave(turns: f32) -> f32 {
-    let x = turns - turns.floor() - 0.5;
+    let x = split(turns).1 - 0.5;
     let y = x * (8.0 - 16.0 * x.abs());
     -y * (0.775 + 0.225 * y.abs())
 }
@@ -70,11 +80,19 @@ pub(super) struct Canvas {
     pub pixels: Vec<Rgb>,
     /// For each tracked object, how much of it shows in each pixel; what is painted later takes away from it.
     pub masks: Vec<Vec<f32>>,
+    /// The share of each pixel that nothing is painted on yet, while painting goes from front to back.
+    bare: Vec<f32>,
 }
 
 impl Canvas {
     pub fn new(width: usize, height: usize) -> Canvas {
-        Canvas { width, height, pixels: vec![[0.0; 3]; width * height], masks: Vec::new() }
+        Canvas {
+            width,
+            height,
+            pixels: vec![[0.0; 3]; width * height],
+            masks: Vec::new(),
+            bare: vec![1.0; width * height],
+        }
     }
 
     /// Paints one pixel, `cover` of it.
@@ -85,6 +103,21 @@ impl Canvas {
         for mask in &mut self.masks {
             mask[at] *= 1.0 - cover;
         }
+    }
+
+    /// Whether anything painted behind what is there would show.
+    #[inline]
+    pub fn is_bare(&self, at: usize) -> bool {
+        self.bare[at] > 0.004
+    }
+
+    /// Paints `cover` of one pixel behind what is there.
+    #[inline]
+    pub fn paint_behind(&mut self, at: usize, colour: Rgb, cover: f32) {
+        let share = self.bare[at] * cover;
+        let pixel = &mut self.pixels[at];
+        *pixel = std::array::from_fn(|c| pixel[c] + colour[c] * share);
+        self.bare[at] -= share;
     }
 
     /// Rows or columns whose pixel centres lie within `radius` of `centre`, plus one on either side.
@@ -109,13 +142,12 @@ impl Canvas {
 const TILE: usize = 256;
 
 /// Noise with a 1/f amplitude spectrum, mean 0, standard deviation near ½; repeats every 256 units.
+#[inline]
 pub(super) fn noise(x: f32, y: f32) -> f32 {
     static NOISE: OnceLock<Vec<f32>> = OnceLock::new();
     let tile = NOISE.get_or_init(make_noise);
-    let (left, top) = (x.floor(), y.floor());
-    let (fx, fy) = (x - left, y - top);
-    let x0 = left as i32 as usize % TILE;
-    let y0 = top as i32 as usize % TILE;
+    let ((left, fx), (top, fy)) = (split(x), split(y));
+    let (x0, y0) = (left as usize % TILE, top as usize % TILE);
     let (x1, y1) = ((x0 + 1) % TILE, (y0 + 1) % TILE);
     let upper = tile[y0 * TILE + x0] * (1.0 - fx) + tile[y0 * TILE + x1] * fx;
     let lower = tile[y1 * TILE + x0] * (1.0 - fx) + tile[y1 * TILE + x1] * fx;
