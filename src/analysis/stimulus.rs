@@ -72,39 +72,56 @@ pub fn preferred_stimuli(
     Ok(searches.par_chunks(LANES).flat_map_iter(group).collect())
 }
 
-/// `restarts` searches for each unit from different noise, the best of each; `progress` is told of every unit done.
+/// Where a search began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// Gaussian noise.
+    Noise,
+    /// One of the frames that drive the unit most.
+    TopFrame,
+}
+
+/// The best of several searches for each unit: `restarts` from different noise, and one from each of its `frames`.
+/// `progress` is told of every unit done.
 ///
 /// # Errors
 /// As [`preferred_stimuli`].
-pub fn from_noise(
+#[allow(clippy::too_many_arguments)]
+pub fn best_stimuli(
     network: &Network,
     stage: usize,
     kind: Kind,
-    units: &[Unit],
+    units: &[(Unit, Vec<Array3<f32>>)],
     ascent: &Ascent,
     restarts: usize,
     seed: u64,
     progress: impl Fn(usize) + Sync,
-) -> Result<Vec<Stimulus>> {
+) -> Result<Vec<(Stimulus, Start)>> {
     let shape = (network.input.channels, network.input.rows, network.input.cols);
     let noise = |unit: &Unit, restart: usize| -> Array3<f32> {
         let name = format!("stimulus {stage} {} {} {}", unit.map, unit.row, unit.col);
         let mut rng = rng::stream(seed, &name, restart as u64);
         Array3::from_shape_simple_fn(shape, || StandardNormal.sample(&mut rng))
     };
-    let found: Vec<Result<Vec<Stimulus>>> = units
-        .par_chunks((LANES / restarts).max(1))
+    let each = restarts + units.iter().map(|(_, frames)| frames.len()).max().unwrap_or(0);
+    let found: Vec<Result<Vec<(Stimulus, Start)>>> = units
+        .par_chunks((LANES / each.max(1)).max(1))
         .map(|units| {
-            let starts: Vec<_> = units
-                .iter()
-                .flat_map(|u| (0..restarts).map(move |r| (*u, r)))
-                .map(|(u, r)| (u, noise(&u, r)))
-                .collect();
-            let searches: Vec<_> = starts.iter().map(|(unit, start)| (*unit, start.view())).collect();
+            let mut starts = Vec::new();
+            for (unit, frames) in units {
+                starts.extend((0..restarts).map(|restart| (*unit, noise(unit, restart), Start::Noise)));
+                starts.extend(frames.iter().map(|frame| (*unit, frame.clone(), Start::TopFrame)));
+            }
+            let searches: Vec<_> = starts.iter().map(|(unit, start, _)| (*unit, start.view())).collect();
             let found = preferred_stimuli(network, stage, kind, &searches, ascent)?;
             progress(units.len());
-            let best = |tries: &[Stimulus]| tries.iter().max_by(|a, b| a.value.total_cmp(&b.value)).cloned();
-            Ok(found.chunks(restarts).filter_map(best).collect())
+            let tries: Vec<(Stimulus, Start)> = found.into_iter().zip(starts.iter().map(|s| s.2)).collect();
+            let best = |(unit, _): &(Unit, _)| {
+                let of_unit = tries.iter().filter(|(found, _)| found.unit == *unit);
+                of_unit.max_by(|a, b| a.0.value.total_cmp(&b.0.value)).expect("at least one search").clone()
+            };
+            Ok(units.iter().map(best).collect())
         })
         .collect();
     found.into_iter().collect::<Result<Vec<_>>>().map(|groups| groups.concat())

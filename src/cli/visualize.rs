@@ -45,9 +45,12 @@ pub struct VisualizeArgs {
     /// Most steps of a search.
     #[arg(long, default_value_t = 200)]
     steps: usize,
-    /// Searches from different noise for each unit; the best is kept.
+    /// Searches from different noise for each unit; the best of all is kept.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=32))]
     restarts: u16,
+    /// Searches from the frames that drive the unit most.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(0..=32))]
+    from_frames: u16,
     /// Frames shown for each unit.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     top: u16,
@@ -87,6 +90,7 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
         norms: args.norms,
         steps: args.steps,
         restarts: args.restarts.into(),
+        from_frames: args.from_frames.into(),
         top: args.top.into(),
         seed: global.seed,
     };

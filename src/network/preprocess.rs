@@ -150,13 +150,13 @@ impl Whitening {
         Array2::from_shape_vec(size, rows).expect("rows of one length")
     }
 
-    /// The picture that would be preprocessed to `values`, for display: normalised pixels, 0 for mid-grey (or pixels from
-    /// 0 to 1 where nothing was done). Exact for ZCA; for a convolution the least-squares solution.
-    pub fn invert(&self, values: ArrayView3<f32>) -> Array3<f32> {
+    /// The change of the picture that changes its preprocessed values by `values`: what a filter or stimulus looks like in
+    /// pixels, 0 for no change. Exact for ZCA; for a convolution the least-squares solution.
+    pub fn unwhiten(&self, values: ArrayView3<f32>) -> Array3<f32> {
         match &self.transform {
             Transform::None => values.to_owned(),
-            Transform::Zca { mean, inverse, .. } => {
-                let x = inverse.dot(&Array1::from_iter(values.iter().copied())) + mean;
+            Transform::Zca { inverse, .. } => {
+                let x = inverse.dot(&Array1::from_iter(values.iter().copied()));
                 x.into_shape_with_order(dims(self.shape)).expect("a picture's values")
             }
             Transform::Conv { filter } => deconvolve(filter, values),
@@ -378,7 +378,10 @@ mod tests {
             let variance = white.iter().map(|x| x * x).sum::<f32>() / white.len() as f32;
             assert!((0.8..1.25).contains(&variance), "{preprocess:?}: variance {variance}");
             let one = Array3::from_shape_vec(dims(shape), whitening.apply(pictures.pixels(7))).unwrap();
-            let back = whitening.invert(one.view());
+            let mut back = whitening.unwhiten(one.view());
+            if let Transform::Zca { mean, .. } = &whitening.transform {
+                back += &mean.view().into_shape_with_order(dims(shape)).unwrap();
+            }
             let wanted = normalise(pictures.pixels(7));
             let worst =
                 back.iter().zip(&wanted).map(|(a, b)| (a - b).powi(2)).sum::<f32>() / wanted.len() as f32;

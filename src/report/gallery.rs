@@ -10,7 +10,7 @@ use ndarray::{Array3, s};
 use serde::{Deserialize, Serialize};
 
 use super::figure::{grid, pixel_tile, save_png, signed_tile};
-use crate::analysis::stimulus::{Ascent, Stimulus, from_noise};
+use crate::analysis::stimulus::{Ascent, Start, Stimulus, best_stimuli};
 use crate::analysis::top::{Answer, top_frames};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
@@ -32,8 +32,10 @@ pub struct Choice {
     pub norms: Vec<Norm>,
     /// Most steps of a search.
     pub steps: usize,
-    /// Searches from different noise for each unit; the best is kept.
+    /// Searches from different noise for each unit; the best of all searches is kept.
     pub restarts: usize,
+    /// Searches from the frames that drive the unit most.
+    pub from_frames: usize,
     /// Frames shown for each unit.
     pub top: usize,
     /// Seed of the noise.
@@ -100,7 +102,9 @@ pub struct StimulusPage {
     pub norm: f64,
     /// The unit's value for it.
     pub value: f32,
-    /// The unit's value for the noise at the start.
+    /// Where the search began that found it.
+    pub start: Start,
+    /// The unit's value at that start.
     pub start_value: f32,
     /// The highest value of any frame scaled to this norm, of those in the top row.
     pub best_frame_value: Option<f32>,
@@ -188,19 +192,24 @@ pub fn visualize(
         let what = format!("stage {}", stage + 1);
         progress.begin(&format!("{what}: frames"), inputs.len());
         let tops = top_frames(network, &inputs, stage, choice.kind, &units, choice.top, |n| progress.add(n));
-        let mut stimuli: Vec<Vec<Stimulus>> = Vec::new();
+        let mut stimuli: Vec<Vec<(Stimulus, Start)>> = Vec::new();
         for &norm in &norms {
             progress.begin(&format!("{what}: stimuli"), units.len());
             let ascent = Ascent { steps: choice.steps, step: 0.2, norm, adapt: true };
+            let starts = |top: &Vec<Answer>| -> Vec<Array3<f32>> {
+                let frames = top.iter().take(choice.from_frames).map(|answer| inputs.picture(answer.frame));
+                frames.filter(|frame| frame.iter().any(|&x| x != 0.0)).collect()
+            };
+            let units: Vec<_> = units.iter().copied().zip(tops.iter().map(starts)).collect();
             let (kind, restarts, seed) = (choice.kind, choice.restarts.max(1), choice.seed);
-            stimuli.push(from_noise(network, stage, kind, &units, &ascent, restarts, seed, |n| {
+            stimuli.push(best_stimuli(network, stage, kind, &units, &ascent, restarts, seed, |n| {
                 progress.add(n)
             })?);
         }
         progress.begin(&format!("{what}: pictures"), units.len());
         let mut writer = Writer { folder: &partial, dataset, whitening, sheet: Vec::new() };
         for (index, (unit, top)) in units.iter().zip(&tops).enumerate() {
-            let found: Vec<&Stimulus> = stimuli.iter().map(|of_norm| &of_norm[index]).collect();
+            let found: Vec<&(Stimulus, Start)> = stimuli.iter().map(|of_norm| &of_norm[index]).collect();
             let best = best_frame_values(network, &inputs, stage, choice.kind, *unit, top, &norms);
             pages.push(writer.page(stage + 1, *unit, &norms, &found, &best, top)?);
             progress.add(1);
@@ -310,7 +319,7 @@ impl Writer<'_> {
         stage: usize,
         unit: Unit,
         norms: &[f32],
-        stimuli: &[&Stimulus],
+        stimuli: &[&(Stimulus, Start)],
         best: &[Option<f32>],
         top: &[Answer],
     ) -> Result<UnitPage> {
@@ -319,9 +328,9 @@ impl Writer<'_> {
         let full = self.folder.join(&folder);
         fs::create_dir_all(&full).map_err(Error::io(&full, "create"))?;
         let mut pages = Vec::new();
-        for (((number, stimulus), norm), best) in (1..).zip(stimuli).zip(norms).zip(best) {
+        for (((number, (stimulus, start)), norm), best) in (1..).zip(stimuli).zip(norms).zip(best) {
             let views = [
-                ("pixels", signed_tile(self.whitening.invert(stimulus.image.view()).view())),
+                ("pixels", signed_tile(self.whitening.unwhiten(stimulus.image.view()).view())),
                 ("preprocessed", signed_tile(stimulus.image.view())),
             ];
             let mut paths = Vec::new();
@@ -336,6 +345,7 @@ impl Writer<'_> {
             pages.push(StimulusPage {
                 norm: norm_of(&stimulus.image),
                 value: stimulus.value,
+                start: *start,
                 start_value: stimulus.start_value,
                 best_frame_value: *best,
                 steps: stimulus.steps,
