@@ -563,12 +563,17 @@ impl Drop for Converter {
     }
 }
 
-/// libav's reason for an error: its own words from the log where it gave any, then the general text.
+/// libav's reason for an error: its own words from the log where it gave any, or else the general text.
 fn reason(error: ff::Error) -> String {
-    match log::take() {
-        Some(line) => format!("{line} ({error})"),
-        None => error.to_string(),
-    }
+    log::take().unwrap_or_else(|| {
+        let mut text = [0 as c_char; ffi::AV_ERROR_MAX_STRING_SIZE as usize];
+        // SAFETY: av_strerror writes at most the given length, with a zero at the end.
+        let text = unsafe {
+            ffi::av_strerror(c_int::from(error), text.as_mut_ptr(), text.len());
+            CStr::from_ptr(text.as_ptr())
+        };
+        text.to_string_lossy().into_owned()
+    })
 }
 
 /// Keeps libav from writing to stderr; its last complaint goes into our error instead.
@@ -620,6 +625,7 @@ mod log {
             CStr::from_ptr(line.as_ptr()).to_string_lossy()
         };
         let line = line.trim();
+        let line = line.trim_end_matches('.');
         if !line.is_empty() {
             let _ = LAST.try_with(|last| *last.borrow_mut() = Some(line.to_string()));
         }
