@@ -241,7 +241,10 @@ impl VideoSource for VideoFile {
         let start = self.current.as_ref().map(|shot| shot.pts);
         match start {
             Some(at) if at <= pts && !self.worth_a_jump(at, pts) => {}
-            _ if self.jumps == Jumps::Fail => self.rewind()?,
+            _ if self.jumps == Jumps::Fail => {
+                self.rewind()?;
+                self.advance()?;
+            }
             _ => {
                 let second = (1.0 / self.info.time_base).max(1.0) as i64;
                 let (mut wanted, mut back) = (pts, second);
@@ -566,7 +569,7 @@ impl Drop for Converter {
 /// libav's reason for an error: its own words from the log where it gave any, or else the general text.
 fn reason(error: ff::Error) -> String {
     log::take().unwrap_or_else(|| {
-        let mut text = [0 as c_char; ffi::AV_ERROR_MAX_STRING_SIZE as usize];
+        let mut text = [0 as c_char; ffi::AV_ERROR_MAX_STRING_SIZE];
         // SAFETY: av_strerror writes at most the given length, with a zero at the end.
         let text = unsafe {
             ffi::av_strerror(c_int::from(error), text.as_mut_ptr(), text.len());

@@ -4,6 +4,7 @@
 //! twice as long is twice as likely. Each video has a random stream of its own, named after the file, so that
 //! adding videos changes no other's frames.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -161,9 +162,9 @@ pub fn sample<T>(
             if target >= over {
                 // The file said it was longer. What was drawn after its real end is drawn again.
                 end = over.max(first + 1);
-            } else if !taken.contains_key(&at.pts) {
+            } else if let Entry::Vacant(place) = taken.entry(at.pts) {
                 let picture = source.picture()?;
-                taken.insert(at.pts, (at, keep(source.info(), picture)?));
+                place.insert((at, keep(source.info(), picture)?));
             }
         }
         if taken.len() == count {
