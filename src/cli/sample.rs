@@ -60,7 +60,7 @@ const EXAMPLES: &str = "\
 Example, 20 frames of 64x64 pixels from every video below a folder:
   striate sample my-videos/ --out outputs/frames --size 64 --per-video 20
 
-The folder then holds frames-00000.tar and so on (WebDataset: key.jpg and key.json), index.jsonl with a line for
+The folder then holds tar shards (WebDataset: key.jpg and key.json), index.jsonl with a line for
 every frame, inputs.jsonl with a line for every video, and frames.json once it is complete.";
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -147,6 +147,10 @@ pub fn sample<T>(
     let Some(mut end) = source.info().end_pts.filter(|&end| end > first) else {
         return Ok((Strategy::Pass, pass(source, count, rng, keep)?));
     };
+    // Where about half of the frames are wanted, each has to be decoded anyway.
+    if count as u64 > end.abs_diff(first) / source.info().usual_length.unsigned_abs().max(1) / 2 + 1 {
+        return Ok((Strategy::Pass, pass(source, count, rng, keep)?));
+    }
     let mut taken: BTreeMap<i64, (Instant, T)> = BTreeMap::new();
     for _ in 0..ROUNDS {
         let missing = count - taken.len();
@@ -220,6 +224,7 @@ mod tests {
             coded_height: 1,
             orientation: Orientation::default(),
             time_base: 0.1,
+            usual_length: 1,
             first_pts: 100,
             end_pts,
         };
