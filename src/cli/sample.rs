@@ -60,7 +60,7 @@ const EXAMPLES: &str = "\
 Example, 20 frames of 64x64 pixels from every video below a folder:
   striate sample my-videos/ --out outputs/frames --size 64 --per-video 20
 
-The folder then holds frames-00000.tar and so on (WebDataset: key.jpg and key.json), index.jsonl with a line for
+The folder then holds tar shards (WebDataset: key.jpg and key.json), index.jsonl with a line for
 every frame, inputs.jsonl with a line for every video, and frames.json once it is complete.";
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -153,7 +153,7 @@ pub fn run(args: SampleArgs, global: Global) -> anyhow::Result<ExitCode> {
                 writer.add(&format!("{:016x}-{number:06}", keys[i]), picture, metadata)?;
             }
             if let Some(reason) = &done.line.reason {
-                progress.suspend(|| eprintln!("skipped: {reason}"));
+                progress.suspend(|| eprintln!("skipped: {}: {reason}", done.line.path));
                 skipped_files.push(Skipped { path: done.line.path.clone(), reason: reason.clone() });
             } else if let Some(damage) = &done.line.damage {
                 progress.suspend(|| eprintln!("warning: {}: {damage}", done.line.path));
@@ -209,12 +209,13 @@ impl Job {
         match sampled {
             Err(e) => {
                 line.outcome = "skipped";
-                line.reason = Some(e.to_string());
+                let reason = e.to_string();
+                let prefix = format!("{path}: ");
+                line.reason = Some(reason.strip_prefix(&prefix).unwrap_or(&reason).to_string());
             }
             Ok(sample) => {
                 line.frames = sample.frames.len();
-                line.damage =
-                    sample.damage.map(|(n, reason)| format!("{n} damaged packets, the last: {reason}"));
+                line.damage = sample.damage.map(|(n, reason)| format!("{n} damaged packets, last: {reason}"));
                 for (at, (bytes, crop, hash)) in sample.frames {
                     let metadata = FrameMetadata {
                         source: path.clone(),

@@ -3,6 +3,8 @@
 //! Containers promise little: durations are unset or wrong, a jump may land late, timestamps start anywhere. So every
 //! jump is checked by decoding, and repeated from further back or from the start of the file if it landed late.
 
+mod convert;
+
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use std::sync::Once;
 use ffmpeg_next as ff;
 use ffmpeg_next::ffi;
 use image::RgbImage;
+
+use convert::Converter;
 
 use super::{Instant, Orientation, VideoInfo, VideoSource};
 use crate::error::{Error, Result};
@@ -32,8 +36,6 @@ pub struct VideoFile {
     /// Shown from its timestamp until that of `ahead`.
     current: Option<Shot>,
     ahead: Option<Shot>,
-    /// Timestamp units that a frame lasts where nothing else is known.
-    usual_length: i64,
     end_of_packets: bool,
     jumps: Jumps,
     errors: u32,
@@ -135,7 +137,7 @@ impl VideoFile {
                         continue;
                     }
                     let last = self.ahead.as_ref().or(self.current.as_ref()).map(|shot| shot.pts);
-                    let pts = frame.timestamp().or_else(|| last?.checked_add(self.usual_length));
+                    let pts = frame.timestamp().or_else(|| last?.checked_add(self.info.usual_length));
                     return Some(Shot { frame, pts: pts.unwrap_or(0) });
                 }
                 Err(ff::Error::Other { errno: ff::error::EAGAIN }) if !self.end_of_packets => {}
@@ -218,7 +220,7 @@ impl VideoFile {
         let length = match &self.ahead {
             Some(next) => next.pts.saturating_sub(shot.pts),
             None if stated > 0 => stated,
-            None => self.usual_length,
+            None => self.info.usual_length,
         };
         let seconds = |pts: i64| pts as f64 * self.info.time_base;
         Some(Instant { pts: shot.pts, seconds: seconds(shot.pts), length: length.max(1) })
@@ -241,7 +243,10 @@ impl VideoSource for VideoFile {
         let start = self.current.as_ref().map(|shot| shot.pts);
         match start {
             Some(at) if at <= pts && !self.worth_a_jump(at, pts) => {}
-            _ if self.jumps == Jumps::Fail => self.rewind()?,
+            _ if self.jumps == Jumps::Fail => {
+                self.rewind()?;
+                self.advance()?;
+            }
             _ => {
                 let second = (1.0 / self.info.time_base).max(1.0) as i64;
                 let (mut wanted, mut back) = (pts, second);
@@ -380,6 +385,7 @@ fn open_stream(path: &Path) -> Result<VideoFile, String> {
         unsafe { (*other.as_mut_ptr()).discard = ffi::AVDiscard::AVDISCARD_ALL };
     }
     let time_base = if time_base.is_finite() && time_base > 0.0 { time_base } else { 1e-6 };
+    let rate = if rate.is_finite() && rate > 0.0 { rate } else { 25.0 };
     let info = VideoInfo {
         stream: index,
         codec,
@@ -387,10 +393,10 @@ fn open_stream(path: &Path) -> Result<VideoFile, String> {
         coded_height: 0,
         orientation,
         time_base,
+        usual_length: (1.0 / rate / time_base).round().max(1.0) as i64,
         first_pts: 0,
         end_pts: None,
     };
-    let rate = if rate.is_finite() && rate > 0.0 { rate } else { 25.0 };
     Ok(VideoFile {
         path: path.to_path_buf(),
         input,
@@ -399,7 +405,6 @@ fn open_stream(path: &Path) -> Result<VideoFile, String> {
         info,
         current: None,
         ahead: None,
-        usual_length: (1.0 / rate / time_base).round().max(1.0) as i64,
         end_of_packets: false,
         jumps: Jumps::Work,
         errors: 0,
@@ -431,144 +436,17 @@ fn frame_matrix(frame: &ff::frame::Video) -> Option<[i32; 9]> {
     }
 }
 
-/// Turns decoded pictures of one kind into RGB.
-struct Converter {
-    context: *mut ffi::SwsContext,
-    layout: Layout,
-}
-
-/// What a [`Converter`] was made for.
-#[derive(Clone, Copy, PartialEq)]
-struct Layout {
-    from: (c_int, c_int, c_int),
-    to: (c_int, c_int),
-    alpha: bool,
-    matrix: c_int,
-    full_range: bool,
-}
-
-impl Layout {
-    fn of(frame: &ff::frame::Video, aspect: f64) -> Result<Layout, String> {
-        // SAFETY: the frame is valid. Enumerations are read as numbers, since a file may hold any.
-        let (format, width, height, space, range) = unsafe {
-            let f = frame.as_ptr();
-            let space = ptr::addr_of!((*f).colorspace).cast::<c_int>().read();
-            let range = ptr::addr_of!((*f).color_range).cast::<c_int>().read();
-            ((*f).format, (*f).width, (*f).height, space, range)
-        };
-        if !(0..ffi::AVPixelFormat::AV_PIX_FMT_NB as c_int).contains(&format) || width < 1 || height < 1 {
-            return Err(format!("pixel format {format} of {width}x{height} is not known"));
-        }
-        // SAFETY: the format is in range, and the table has an entry or null for each.
-        let (flags, name) = unsafe {
-            let kind = std::mem::transmute::<c_int, ffi::AVPixelFormat>(format);
-            let Some(description) = ffi::av_pix_fmt_desc_get(kind).as_ref() else {
-                return Err(format!("pixel format {format} is not known"));
-            };
-            (description.flags, CStr::from_ptr(description.name).to_bytes())
-        };
-        let square = |side: c_int, factor: f64| (f64::from(side) * factor).round() as c_int;
-        let to = match aspect {
-            // Shapes nearer to square than one can see, and those that no camera makes, are left alone.
-            a if (1.01..=8.0).contains(&a) => (square(width, a), height),
-            a if (0.125..=0.99).contains(&a) => (width, square(height, 1.0 / a)),
-            _ => (width, height),
-        };
-        if [(width, height), to].iter().any(|&(w, h)| i64::from(w) * i64::from(h) > i64::from(MAX_PIXELS)) {
-            return Err(format!("{width}x{height} is larger than {MAX_PIXELS} pixels"));
-        }
-        let matrix = match space {
-            1 => ffi::SWS_CS_ITU709,
-            4 => ffi::SWS_CS_FCC,
-            5 | 6 => ffi::SWS_CS_ITU601,
-            7 => ffi::SWS_CS_SMPTE240M,
-            9 | 10 => ffi::SWS_CS_BT2020,
-            // Unstated: by size, as players do.
-            _ if width >= 1280 || height > 576 => ffi::SWS_CS_ITU709,
-            _ => ffi::SWS_CS_ITU601,
-        };
-        let alpha = flags & u64::from(ffi::AV_PIX_FMT_FLAG_ALPHA as u32) != 0;
-        let full_range = range == ffi::AVColorRange::AVCOL_RANGE_JPEG as c_int || name.starts_with(b"yuvj");
-        Ok(Layout { from: (format, width, height), to, alpha, matrix, full_range })
-    }
-}
-
-impl Converter {
-    fn new(layout: Layout) -> Result<Converter, String> {
-        use ffi::AVPixelFormat::{AV_PIX_FMT_RGB24, AV_PIX_FMT_RGBA};
-        let (format, width, height) = layout.from;
-        let target = if layout.alpha { AV_PIX_FMT_RGBA } else { AV_PIX_FMT_RGB24 };
-        let flags = ffi::SWS_BICUBIC | ffi::SWS_ACCURATE_RND | ffi::SWS_FULL_CHR_H_INT;
-        // SAFETY: `Layout::of` checked the format; null filters are the default ones.
-        unsafe {
-            let from = std::mem::transmute::<c_int, ffi::AVPixelFormat>(format);
-            let (to_width, to_height) = layout.to;
-            let (none, defaults) = (ptr::null_mut(), ptr::null());
-            let context = ffi::sws_getContext(
-                width, height, from, to_width, to_height, target, flags, none, none, defaults,
-            );
-            if context.is_null() {
-                return Err(format!("no conversion from {width}x{height} of pixel format {format}"));
-            }
-            // Refused for formats that are RGB already, which need none of it.
-            let table = ffi::sws_getCoefficients(layout.matrix);
-            let one = 1 << 16;
-            ffi::sws_setColorspaceDetails(context, table, layout.full_range.into(), table, 1, 0, one, one);
-            Ok(Converter { context, layout })
-        }
-    }
-
-    /// The frame in RGB, not yet turned; `cache` keeps the converter for the next frame.
-    fn convert(cache: &mut Option<Self>, frame: &ff::frame::Video, aspect: f64) -> Result<RgbImage, String> {
-        let layout = Layout::of(frame, aspect)?;
-        let converter = match cache.take() {
-            Some(converter) if converter.layout == layout => cache.insert(converter),
-            _ => cache.insert(Converter::new(layout)?),
-        };
-        let kind = if layout.alpha { ff::format::Pixel::RGBA } else { ff::format::Pixel::RGB24 };
-        let (width, height) = (layout.to.0 as u32, layout.to.1 as u32);
-        // libswscale may write past the end of a row, so the target is a padded frame of its own.
-        let mut out = ff::frame::Video::new(kind, width, height);
-        // SAFETY: both frames have the sizes and formats that the context was made for.
-        let rows = unsafe {
-            let (from, to) = (frame.as_ptr(), out.as_mut_ptr());
-            if (*to).data[0].is_null() {
-                return Err(format!("no memory for {width}x{height}"));
-            }
-            let (data, strides) = ((*from).data.as_ptr().cast(), (*from).linesize.as_ptr());
-            let (to_data, to_strides) = ((*to).data.as_ptr(), (*to).linesize.as_ptr());
-            ffi::sws_scale(converter.context, data, strides, 0, layout.from.2, to_data, to_strides)
-        };
-        if rows != layout.to.1 {
-            return Err(format!("only {rows} of {height} rows were converted"));
-        }
-        let mut pixels = Vec::with_capacity(width as usize * height as usize * 3);
-        for row in out.data(0).chunks(out.stride(0)).take(height as usize) {
-            if layout.alpha {
-                let over_black = |v: u8, alpha: u8| ((u16::from(v) * u16::from(alpha) + 127) / 255) as u8;
-                let row = row[..4 * width as usize].chunks_exact(4);
-                pixels.extend(row.flat_map(|p| [p[0], p[1], p[2]].map(|v| over_black(v, p[3]))));
-            } else {
-                pixels.extend_from_slice(&row[..3 * width as usize]);
-            }
-        }
-        RgbImage::from_raw(width, height, pixels).ok_or_else(|| "rows are missing".into())
-    }
-}
-
-impl Drop for Converter {
-    fn drop(&mut self) {
-        // SAFETY: made by sws_getContext and freed once.
-        unsafe { ffi::sws_freeContext(self.context) }
-    }
-}
-
-/// libav's reason for an error: its own words from the log where it gave any, then the general text.
+/// libav's reason for an error: its own words from the log where it gave any, or else the general text.
 fn reason(error: ff::Error) -> String {
-    match log::take() {
-        Some(line) => format!("{line} ({error})"),
-        None => error.to_string(),
-    }
+    log::take().unwrap_or_else(|| {
+        let mut text = [0 as c_char; ffi::AV_ERROR_MAX_STRING_SIZE];
+        // SAFETY: av_strerror writes at most the given length, with a zero at the end.
+        let text = unsafe {
+            ffi::av_strerror(c_int::from(error), text.as_mut_ptr(), text.len());
+            CStr::from_ptr(text.as_ptr())
+        };
+        text.to_string_lossy().into_owned()
+    })
 }
 
 /// Keeps libav from writing to stderr; its last complaint goes into our error instead.
@@ -620,6 +498,7 @@ mod log {
             CStr::from_ptr(line.as_ptr()).to_string_lossy()
         };
         let line = line.trim();
+        let line = line.trim_end_matches('.');
         if !line.is_empty() {
             let _ = LAST.try_with(|last| *last.borrow_mut() = Some(line.to_string()));
         }

@@ -38,6 +38,8 @@ pub struct VideoInfo {
     pub orientation: Orientation,
     /// Seconds per unit of a timestamp.
     pub time_base: f64,
+    /// Units that a frame lasts where nothing else is known, at least 1.
+    pub usual_length: i64,
     /// Timestamp of the first frame that is shown.
     pub first_pts: i64,
     /// When the last frame stops being shown, as far as the file says; it may be wrong.

@@ -4,6 +4,7 @@
 //! twice as long is twice as likely. Each video has a random stream of its own, named after the file, so that
 //! adding videos changes no other's frames.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -146,6 +147,10 @@ pub fn sample<T>(
     let Some(mut end) = source.info().end_pts.filter(|&end| end > first) else {
         return Ok((Strategy::Pass, pass(source, count, rng, keep)?));
     };
+    // Where about half of the frames are wanted, each has to be decoded anyway.
+    if count as u64 > end.abs_diff(first) / source.info().usual_length.unsigned_abs().max(1) / 2 + 1 {
+        return Ok((Strategy::Pass, pass(source, count, rng, keep)?));
+    }
     let mut taken: BTreeMap<i64, (Instant, T)> = BTreeMap::new();
     for _ in 0..ROUNDS {
         let missing = count - taken.len();
@@ -161,9 +166,9 @@ pub fn sample<T>(
             if target >= over {
                 // The file said it was longer. What was drawn after its real end is drawn again.
                 end = over.max(first + 1);
-            } else if !taken.contains_key(&at.pts) {
+            } else if let Entry::Vacant(place) = taken.entry(at.pts) {
                 let picture = source.picture()?;
-                taken.insert(at.pts, (at, keep(source.info(), picture)?));
+                place.insert((at, keep(source.info(), picture)?));
             }
         }
         if taken.len() == count {
@@ -219,6 +224,7 @@ mod tests {
             coded_height: 1,
             orientation: Orientation::default(),
             time_base: 0.1,
+            usual_length: 1,
             first_pts: 100,
             end_pts,
         };

@@ -1,0 +1,237 @@
+//! Real videos, whole and damaged, through the library and through `striate sample`.
+//!
+//! Reads the folder `STRIATE_DATA`, or else `../shared/data`; without it these tests say so and pass.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use image::RgbImage;
+use striate::frames::FrameStore;
+use striate::video::VideoSource;
+use striate::video::ffmpeg::VideoFile;
+
+/// A folder of test data, with a line where it is missing.
+fn data(folder: &str) -> Option<PathBuf> {
+    let root =
+        std::env::var_os("STRIATE_DATA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from);
+    let path = root.join(folder);
+    if path.is_dir() {
+        return Some(path);
+    }
+    eprintln!("skipped: no data in {}, set STRIATE_DATA", path.display());
+    None
+}
+
+/// Files in a folder, sorted.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+fn sample(arguments: &[&str]) -> Output {
+    let program = assert_cmd::cargo::cargo_bin!("striate");
+    Command::new(program).args(["sample", "--quiet"]).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// All timestamps by decoding from the start, and the pictures at about `count` of them.
+fn sequential(path: &Path, count: usize) -> (Vec<i64>, BTreeMap<usize, RgbImage>) {
+    let mut video = VideoFile::open(path).unwrap();
+    let mut stamps = Vec::new();
+    while let Some(at) = video.advance().unwrap() {
+        stamps.push(at.pts);
+    }
+    let step = (stamps.len() / count).max(1);
+    let mut pictures = BTreeMap::new();
+    video.rewind().unwrap();
+    for number in 0..stamps.len() {
+        video.advance().unwrap();
+        if number % step == 0 || number + 1 == stamps.len() {
+            pictures.insert(number, video.picture().unwrap());
+        }
+    }
+    (stamps, pictures)
+}
+
+#[test]
+fn a_jump_shows_the_same_frame_as_decoding_from_the_start() {
+    let Some(videos) = data("videos") else { return };
+    let mut compared = 0;
+    for path in files(&videos) {
+        let Ok(mut video) = VideoFile::open(&path) else { continue };
+        let (stamps, pictures) = sequential(&path, 9);
+        assert!(stamps.is_sorted_by(|a, b| a < b), "{}: {stamps:?}", path.display());
+        assert_eq!(stamps[0], video.info().first_pts, "{}", path.display());
+        // Backwards and forwards in turn, by the first and the last timestamp that shows each frame.
+        let mut order: Vec<_> = pictures.iter().collect();
+        let half = order.len() / 2;
+        order[half..].reverse();
+        order.rotate_left(half / 2);
+        for (&number, picture) in order {
+            let next = stamps.get(number + 1).map_or(stamps[number] + 1, |next| *next);
+            for pts in [stamps[number], next - 1] {
+                let at = video.seek(pts).unwrap();
+                assert_eq!(at.pts, stamps[number], "{}: frame {number} by {pts}", path.display());
+                assert!(video.picture().unwrap() == *picture, "{}: frame {number} differs", path.display());
+                compared += 1;
+            }
+        }
+        let last = video.seek(i64::MAX / 4).unwrap();
+        assert_eq!(Some(&last.pts), stamps.last(), "{}: after the end", path.display());
+        assert_eq!(video.seek(i64::MIN / 4).unwrap().pts, stamps[0], "{}: before the start", path.display());
+    }
+    assert!(compared > 300, "only {compared} frames were compared");
+}
+
+#[test]
+fn frames_are_those_of_the_ffmpeg_program_upright_and_in_the_same_colours() {
+    let Some(videos) = data("videos") else { return };
+    if Command::new("ffmpeg").arg("-version").output().is_err() {
+        return eprintln!("skipped: no ffmpeg program");
+    }
+    for (name, frames) in [
+        ("phone_rotation_0.mov", 3),
+        ("phone_rotation_90.mov", 3),
+        ("phone_rotation_180.mov", 3),
+        ("phone_rotation_270.mov", 3),
+        ("cat_phone_rotated_vfr.mp4", 490),
+        ("bikes_mjpeg.avi", 100),
+        ("film_friday.mp4", 185),
+        ("discard_first_keyframe.mp4", 25),
+        ("frames_h265.mp4", 10),
+        ("flower.webm", 150),
+        ("no_duration_vp9.webm", 74),
+        ("person_sign_eat.mkv", 47),
+        ("testcard_av1.mkv", 125),
+        ("testcard_h264_10bit.mp4", 30),
+        ("testcard_odd_321x241_vp9.mp4", 25),
+    ] {
+        let path = videos.join(name);
+        let stream = VideoFile::open(&path).unwrap().info().stream;
+        let (stamps, pictures) = sequential(&path, 3);
+        assert_eq!(stamps.len(), frames, "{name}: number of frames");
+        for (number, picture) in pictures {
+            let output = Command::new("ffmpeg")
+                .args(["-nostdin", "-v", "error", "-i"])
+                .arg(&path)
+                .args(["-map", &format!("0:{stream}"), "-vf", &format!("select=eq(n\\,{number})")])
+                .args(["-vsync", "0", "-frames:v", "1", "-sws_flags", "bicubic+accurate_rnd+full_chroma_int"])
+                .args(["-f", "rawvideo", "-pix_fmt", "rgb24", "-"])
+                .output()
+                .unwrap();
+            let theirs = RgbImage::from_raw(picture.width(), picture.height(), output.stdout);
+            let theirs = theirs.unwrap_or_else(|| panic!("{name} {number}: {}", text(&output.stderr)));
+            let squares = picture.iter().zip(theirs.iter()).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
+            let error = squares.sum::<f64>() / picture.len() as f64;
+            let psnr = 10.0 * (255.0 * 255.0 / error.max(1e-9)).log10();
+            assert!(psnr >= 38.0, "{name}: frame {number} has a PSNR of {psnr:.1} dB");
+        }
+    }
+}
+
+/// The content of every file of a frame set, the times in `inputs.jsonl` taken out.
+fn content(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+    let read = |path: PathBuf| {
+        let bytes = fs::read(&path).unwrap();
+        if name(&path) != "inputs.jsonl" {
+            return (name(&path), bytes);
+        }
+        let lines: Vec<_> =
+            text(&bytes).lines().map(|l| l.split(",\"took").next().unwrap().to_string()).collect();
+        (name(&path), lines.join("\n").into_bytes())
+    };
+    files(folder).into_iter().map(read).collect()
+}
+
+#[test]
+fn the_same_seed_gives_the_same_frame_set_on_any_number_of_threads() {
+    let Some(videos) = data("videos") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let make = |name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        let common =
+            [videos.to_str().unwrap(), "--out", out.to_str().unwrap(), "--per-video", "4", "--size", "48x32"];
+        let done = sample(&[&common, more].concat());
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        content(&out)
+    };
+    let one = make("one", &["--threads", "1", "--seed", "7"]);
+    let many = make("many", &["--threads", "5", "--seed", "7"]);
+    let other = make("other", &["--threads", "5", "--seed", "8"]);
+    assert!(one == many && one["index.jsonl"] != other["index.jsonl"]);
+
+    // One video alone gives the frames that it gives among others.
+    let alone = folder.path().join("alone");
+    let video = videos.join("pancake.mkv");
+    let done = sample(&[
+        video.to_str().unwrap(),
+        "--out",
+        alone.to_str().unwrap(),
+        "--per-video=4",
+        "--size=48x32",
+        "--seed=7",
+    ]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let hashes = |store: &FrameStore| -> Vec<String> {
+        let all = (0..store.len()).map(|i| store.metadata(i).unwrap().unwrap());
+        all.filter(|m| m["name"] == "pancake.mkv").map(|m| m["hash"].to_string()).collect()
+    };
+    let alone = hashes(&FrameStore::open(&alone).unwrap());
+    assert_eq!(alone.len(), 4);
+    assert_eq!(alone, hashes(&FrameStore::open(&folder.path().join("one")).unwrap()));
+}
+
+#[test]
+fn damaged_files_are_named_and_the_rest_is_sampled() {
+    let (Some(broken), Some(videos)) = (data("broken"), data("videos")) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("set");
+    let all =
+        files(&broken).into_iter().chain([videos.join("bikes.mp4"), videos.join("flower_audio_only.m4a")]);
+    let mut arguments: Vec<String> = all.map(|path| path.to_str().unwrap().to_string()).collect();
+    arguments.extend(["--out", out.to_str().unwrap(), "--per-video", "2", "--json"].map(String::from));
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = sample(&arguments);
+    let (stdout, stderr) = (text(&done.stdout), text(&done.stderr));
+    assert_eq!(done.status.code(), Some(0), "{stderr}");
+    for (name, reason) in [
+        ("empty.mp4", "empty"),
+        ("text_named.mp4", "cannot be read as a video"),
+        ("mp4_no_moov.mp4", "moov atom not found"),
+        ("flower_audio_only.m4a", "has no video stream"),
+        ("heapbof.png", ""),
+        ("sigsegv.png", ""),
+    ] {
+        let line = stderr.lines().find(|line| line.starts_with("skipped:") && line.contains(name));
+        assert!(line.is_some_and(|line| line.contains(reason)), "{name}: {line:?}\n{stderr}");
+    }
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((&report["files"], &report["skipped"]), (&18.into(), &6.into()), "{stdout}\n{stderr}");
+    let store = FrameStore::open(&out).unwrap();
+    assert_eq!(report["frames"], store.len());
+    for name in
+        ["bitflips_60.mkv", "truncated_30pct.webm", "zeroed_30k.mp4", "mp4_head_200k.mp4", "bikes.mp4"]
+    {
+        let found = (0..store.len()).filter(|&i| store.metadata(i).unwrap().unwrap()["name"] == name);
+        assert_eq!(found.count(), 2, "{name}");
+    }
+
+    // The same again: refused, then allowed, then strict about the skipped files.
+    let again = sample(&arguments);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again.stderr).contains("already holds a frame set"), "{}", text(&again.stderr));
+    let strict = sample(&[&arguments[..], &["--overwrite", "--strict"]].concat());
+    assert_eq!(strict.status.code(), Some(3), "{}", text(&strict.stderr));
+    let empty = broken.join("empty.mp4");
+    let nothing = folder.path().join("nothing");
+    let none = sample(&[empty.to_str().unwrap(), "--out", nothing.to_str().unwrap()]);
+    assert_eq!(none.status.code(), Some(1));
+    assert!(text(&none.stderr).contains("no frame could be sampled") && !nothing.exists());
+}
