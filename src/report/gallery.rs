@@ -19,6 +19,10 @@ use crate::network::checkpoint::Checkpoint;
 use crate::network::preprocess::{Inputs, Whitening};
 use crate::network::{Network, Unit, Weights};
 
+/// Filters shown side by side for one position, at most, and in all.
+pub(super) const FILTERS_ACROSS: usize = 16;
+pub(super) const FILTERS_SHOWN: usize = 512;
+
 /// What to visualise, and how.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Choice {
@@ -255,10 +259,10 @@ impl Progress {
 fn filters(network: &Network, which: Weights) -> RgbImage {
     let weights = network.stages[0].weights(which);
     let (rows, cols, maps, ..) = weights.dim();
-    let across = maps.min(16);
+    let across = maps.min(FILTERS_ACROSS);
     // About 16 rows of 32 filters.
     let positions: Vec<(usize, usize)> = (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c))).collect();
-    let wanted = (512 / across).max(1).min(positions.len());
+    let wanted = (FILTERS_SHOWN / across).max(1).min(positions.len());
     let chosen = spread(positions, wanted);
     let tile = |&(row, col): &(usize, usize)| {
         let filter = |map| weights.slice(s![row, col, map, .., .., ..]).to_owned();
