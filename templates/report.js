@@ -14,13 +14,15 @@
     }
   };
   const filter = () => {
-    const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    // From the start of a word, so that `map 1` is not found in `bitmap 1`, nor frame 27 in 5.27.
+    const words = byId("search").value.trim().toLowerCase().replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
+    const wanted = new RegExp(`(?<![\\p{L}\\p{N}.])${words.replace(/\s+/g, "\\s+")}`, "u");
     let shown = 0;
     for (const [stage, all] of units) {
       const chosen = ["", stage.dataset.stage].includes(byId("stage").value);
       let here = 0;
       for (const unit of all) {
-        unit.hidden = !words.every((word) => text.get(unit).includes(word));
+        unit.hidden = !wanted.test(text.get(unit));
         here += unit.hidden ? 0 : 1;
       }
       stage.hidden = !chosen || here === 0;

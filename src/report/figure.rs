@@ -91,16 +91,15 @@ pub fn grouped(number: u64) -> String {
 /// A number for the eye: three digits that count, or all those before the point.
 pub fn significant(number: impl Into<f64>) -> String {
     let number: f64 = number.into();
-    let magnitude = number.abs().log10().floor();
-    match magnitude {
-        _ if number == 0.0 || !number.is_finite() => number.to_string(),
-        _ if !(-4.0..15.0).contains(&magnitude) => format!("{number:.2e}"),
-        _ if magnitude >= 3.0 => {
-            let sign = if number < 0.0 { "-" } else { "" };
-            sign.to_owned() + &grouped(number.abs().round() as u64)
-        }
-        _ => format!("{number:.*}", (2.0 - magnitude).max(0.0) as usize),
-    }
+    let size = number.abs();
+    let magnitude = size.log10().floor();
+    let digits = match magnitude {
+        _ if size == 0.0 || !size.is_finite() => size.to_string(),
+        _ if !(-4.0..15.0).contains(&magnitude) => format!("{size:.2e}").replace('-', "−"),
+        _ if magnitude >= 3.0 => grouped(size.round() as u64),
+        _ => format!("{size:.*}", (2.0 - magnitude) as usize),
+    };
+    if number < 0.0 { format!("−{digits}") } else { digits }
 }
 
 /// The same without zeros at the end, as for an axis.
@@ -214,7 +213,7 @@ mod tests {
     #[test]
     fn numbers_are_short_but_no_digit_before_the_point_is_lost() {
         let shown = [0.0, 1.0, 5.667182, -0.04996, 31.63, 417.83, 1160.2, -1216858464.0, 2.5e-7];
-        let want = ["0", "1.00", "5.67", "-0.0500", "31.6", "418", "1,160", "-1,216,858,464", "2.50e-7"];
+        let want = ["0", "1.00", "5.67", "−0.0500", "31.6", "418", "1,160", "−1,216,858,464", "2.50e−7"];
         assert_eq!(shown.map(|n: f64| significant(n)), want);
         assert_eq!(
             [0.0, 1e-17, 0.35, 0.4, 100.0, 20_000.0].map(|n| label(&n)),

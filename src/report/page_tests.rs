@@ -109,7 +109,7 @@ fn units_have_their_values_and_a_flat_one_says_so_and_shows_none() {
     visualized(run.path());
     let (html, units) = written(run.path());
     assert_eq!((units, html.matches("<article").count()), (2, 2));
-    for text in ["data-ratio=\"1.5\"", "start 0.500 from a top frame", "best frame 2.00 (×1.50)"] {
+    for text in ["data-gain=\"1\"", "start 0.500 from a top frame", "best frame 2.00 (+1.00)"] {
         assert_eq!(html.matches(text).count(), 1, "{text}");
     }
     // Two of filters, two of the stimulus, two of top frames.

@@ -36,7 +36,7 @@ pub struct UnitView {
     pub name: String,
     /// To sort by: of its first stimulus.
     pub value: Option<f32>,
-    pub ratio: Option<f32>,
+    pub gain: Option<f32>,
     pub stimuli: Vec<StimulusView>,
     pub top: Option<TopView>,
 }
@@ -47,6 +47,8 @@ pub struct StimulusView {
     pub start: String,
     /// Empty if there is none.
     pub best_frame: String,
+    /// The same.
+    pub gain: String,
     /// As pixels and as the network sees it; none if there was no gradient.
     pub pictures: Option<(Picture, Picture)>,
 }
@@ -132,18 +134,22 @@ pub fn view(folder: &Path, config: &RunConfig) -> Result<GalleryView> {
     let kind = match gallery.choice.kind {
         Kind::A => "filter responses (a)",
         Kind::H => "pooled responses (h)",
-        Kind::Y => "pooled and contrast-normalised responses (y)",
+        Kind::Y => {
+            "pooled and contrast-normalised responses (y), below zero where a unit responds less than those around it"
+        }
     };
     let frames = grouped(gallery.frame_count as u64);
-    let what = format!(
-        "The values are {kind}. Each unit was shown {frames} frames of {}.",
-        gallery.frames.display()
-    );
+    let what =
+        format!("Each unit was shown {frames} frames of {}. Values are {kind}.", gallery.frames.display());
     let mut stages = Vec::new();
     for (index, all) in gallery.stage_units.iter().enumerate().rev() {
         let number = index + 1;
         let pages = gallery.units.iter().filter(|page| page.stage == number);
-        let view = |page: &UnitPage| unit_view(folder, &gallery, page);
+        let shape = match gallery.choice.kind {
+            Kind::A => config.shapes()[index].filtered,
+            Kind::H | Kind::Y => config.shapes()[index].pooled,
+        };
+        let view = |page: &UnitPage| unit_view(folder, &gallery, page, shape.rows * shape.cols > 1);
         let units = pages.map(view).collect::<Result<Vec<_>>>()?;
         if !units.is_empty() {
             let title = format!("{} of {} units", units.len(), grouped(*all as u64));
@@ -174,12 +180,13 @@ fn filters_layout(config: &RunConfig) -> String {
     )
 }
 
-fn unit_view(folder: &Path, gallery: &Gallery, page: &UnitPage) -> Result<UnitView> {
+/// `placed` says if the stage has more than one position.
+fn unit_view(folder: &Path, gallery: &Gallery, page: &UnitPage, placed: bool) -> Result<UnitView> {
     let unit = page.unit;
     let norm = |index: usize, stimulus: &StimulusPage| {
         let norm = label(&stimulus.norm);
         match gallery.choice.norms.get(index) {
-            Some(Norm::Natural) => format!("norm {norm}, that of frames"),
+            Some(Norm::Natural) => format!("natural norm {norm}"),
             _ => format!("norm {norm}"),
         }
     };
@@ -188,31 +195,38 @@ fn unit_view(folder: &Path, gallery: &Gallery, page: &UnitPage) -> Result<UnitVi
             Start::Noise => "from noise",
             Start::TopFrame => "from a top frame",
         };
-        let ratio = ratio(s).map_or(String::new(), |ratio| format!(" (×{ratio:.2})"));
         let pictures = || Ok((Picture::read(folder, &s.pixels)?, Picture::read(folder, &s.preprocessed)?));
         Ok(StimulusView {
             norm: norm(index, s),
             value: significant(s.value),
             start: format!("{} {start}", significant(s.start_value)),
-            best_frame: s.best_frame_value.map_or(String::new(), |best| significant(best) + &ratio),
+            best_frame: s.best_frame_value.map_or(String::new(), significant),
+            gain: gain(s).map_or(String::new(), |gain| {
+                if gain < 0.0 { significant(gain) } else { format!("+{}", significant(gain)) }
+            }),
             pictures: if s.flat { None } else { Some(pictures()?) },
         })
     };
     let first = page.stimuli.first().filter(|s| !s.flat);
     Ok(UnitView {
         id: format!("s{}-m{}-r{}-c{}", page.stage, unit.map, unit.row, unit.col),
-        name: format!("map {}, row {}, column {}", unit.map, unit.row, unit.col),
+        name: if placed {
+            format!("map {}, row {}, column {}", unit.map, unit.row, unit.col)
+        } else {
+            format!("map {}", unit.map)
+        },
         value: first.map(|s| s.value),
-        ratio: first.and_then(ratio),
+        gain: first.and_then(gain),
         stimuli: page.stimuli.iter().enumerate().map(stimulus).collect::<Result<_>>()?,
         top: top_view(folder, page)?,
     })
 }
 
-/// How much harder the stimulus drives the unit than the best frame of the same norm does.
-fn ratio(stimulus: &StimulusPage) -> Option<f32> {
-    let best = stimulus.best_frame_value.filter(|best| *best > 0.0)?;
-    (!stimulus.flat).then_some(stimulus.value / best)
+/// How much more the stimulus drives the unit than the best frame of the same norm does. A difference, because values
+/// after contrast normalisation have either sign.
+fn gain(stimulus: &StimulusPage) -> Option<f32> {
+    let best = stimulus.best_frame_value?;
+    (!stimulus.flat).then_some(stimulus.value - best)
 }
 
 fn top_view(folder: &Path, page: &UnitPage) -> Result<Option<TopView>> {
