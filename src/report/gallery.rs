@@ -238,10 +238,13 @@ pub fn visualize(
     Ok(gallery)
 }
 
+/// Told of a new part: its name and how much there is to do.
+pub type OnBegin = Box<dyn Fn(&str, usize) + Sync>;
+
 /// Told of what is being done.
 pub struct Progress {
     /// A new part begins: its name and how much there is to do.
-    pub on_begin: Box<dyn Fn(&str, usize) + Sync>,
+    pub on_begin: OnBegin,
     /// So much more is done.
     pub on_add: Box<dyn Fn(usize) + Sync>,
 }
