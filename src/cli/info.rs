@@ -9,6 +9,7 @@ use serde::Serialize;
 use striate::config::RunConfig;
 use striate::frames::FrameStore;
 use striate::network::{StageCost, checkpoint, costs, training_bytes};
+use striate::report::figure::grouped;
 use striate::training::State;
 use striate::training::monitor::{LogLine, read_log};
 
@@ -115,19 +116,6 @@ fn learn_flops(config: &RunConfig, stages: &[StageCost]) -> u64 {
     let total: u128 = phases.iter().map(|(range, steps)| u128::from(cost(range)) * u128::from(*steps)).sum();
     let steps: u128 = phases.iter().map(|(_, steps)| u128::from(*steps)).sum();
     (total / steps.max(1)) as u64
-}
-
-/// `1216858464` as `1,216,858,464`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 fn gb(bytes: u64) -> String {

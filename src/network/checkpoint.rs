@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -200,6 +201,8 @@ fn write_file(path: &Path, config: &RunConfig, tensors: Vec<(String, Tensor)>) -
         safetensors::SafeTensorError::IoError(source) => Error::io(path, "write")(source),
         other => Error::bad_file(path, other.to_string()),
     })?;
+    // The library makes files for their owner alone; a checkpoint is no secret.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).map_err(Error::io(path, "write"))?;
     sync(path)
 }
 

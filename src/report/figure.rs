@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use image::{ImageFormat, Rgb, RgbImage};
+use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 use ndarray::ArrayView3;
 use plotters::prelude::*;
 
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// Pixels between tiles of a grid.
 const GAP: u32 = 2;
-const BACKGROUND: Rgb<u8> = Rgb([24, 24, 28]);
+const BACKGROUND: Rgb<u8> = Rgb([24; 3]);
 
 /// Signed values `[channel, row, column]` as a picture: 0 is mid-grey, the largest magnitude black or white. One channel
 /// is grey, three are RGB; of any other number, as stages above the first have, the mean is shown.
@@ -61,11 +61,55 @@ pub fn save_png(image: &RgbImage, path: &Path) -> Result<()> {
     std::fs::write(path, png(image)).map_err(Error::io(path, "write"))
 }
 
-/// A picture as PNG.
+/// A picture as PNG, grey where it has no colour.
 pub fn png(image: &RgbImage) -> Vec<u8> {
     let mut bytes = std::io::Cursor::new(Vec::new());
-    image.write_to(&mut bytes, ImageFormat::Png).expect("memory takes any picture");
+    let written = if image.pixels().all(|Rgb([r, g, b])| r == g && g == b) {
+        let (width, height) = image.dimensions();
+        GrayImage::from_fn(width, height, |x, y| Luma([image.get_pixel(x, y).0[0]]))
+            .write_to(&mut bytes, ImageFormat::Png)
+    } else {
+        image.write_to(&mut bytes, ImageFormat::Png)
+    };
+    written.expect("memory takes any picture");
     bytes.into_inner()
+}
+
+/// `1216858464` as `1,216,858,464`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A number for the eye: three digits that count, or all those before the point.
+pub fn significant(number: impl Into<f64>) -> String {
+    let number: f64 = number.into();
+    let size = number.abs();
+    let magnitude = size.log10().floor();
+    let digits = match magnitude {
+        _ if size == 0.0 || !size.is_finite() => size.to_string(),
+        _ if !(-4.0..15.0).contains(&magnitude) => format!("{size:.2e}").replace('-', "−"),
+        _ if magnitude >= 3.0 => grouped(size.round() as u64),
+        _ => format!("{size:.*}", (2.0 - magnitude) as usize),
+    };
+    if number < 0.0 { format!("−{digits}") } else { digits }
+}
+
+/// The same without zeros at the end, as for an axis.
+pub fn label(number: &f64) -> String {
+    // What a range's margin and rounding leave of zero.
+    let text = if number.abs() < 1e-12 { "0".into() } else { significant(*number) };
+    match text.contains('.') && !text.contains('e') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
+    }
 }
 
 /// A curve in a [`curves`] plot.
@@ -105,6 +149,8 @@ pub fn curves(title: &str, x_name: &str, curves: &[Curve]) -> String {
                 .x_desc(x_name)
                 .x_labels(5)
                 .y_labels(6)
+                .x_label_formatter(&label)
+                .y_label_formatter(&label)
                 .axis_style(text)
                 .bold_line_style(text.mix(0.25))
                 .light_line_style(TRANSPARENT)
@@ -118,7 +164,12 @@ pub fn curves(title: &str, x_name: &str, curves: &[Curve]) -> String {
             }
             if curves.len() > 1 {
                 let style = ("sans-serif", 12).into_font().color(&text);
-                chart.configure_series_labels().label_font(style).border_style(TRANSPARENT).draw()?;
+                chart
+                    .configure_series_labels()
+                    .position(SeriesLabelPosition::UpperRight)
+                    .label_font(style)
+                    .border_style(TRANSPARENT)
+                    .draw()?;
             }
             root.present()?;
             Ok(())
@@ -147,6 +198,27 @@ mod tests {
         assert_eq!(grid.get_pixel(GAP, GAP).0[0], 10);
         assert_eq!(grid.get_pixel(GAP + 6 + GAP, GAP + 2).0[0], 20);
         assert_eq!(grid.get_pixel(GAP + 5, GAP + 3 + GAP).0[0], 30);
+    }
+
+    #[test]
+    fn a_png_keeps_its_pixels_and_has_colour_only_where_there_is_some() {
+        for (colour, channels) in [([7, 7, 7], 1), ([7, 7, 8], 3)] {
+            let image = RgbImage::from_fn(3, 2, |x, _| Rgb(if x == 0 { [0; 3] } else { colour }));
+            let read = image::load_from_memory(&png(&image)).unwrap();
+            assert_eq!(read.color().channel_count(), channels);
+            assert_eq!(read.to_rgb8(), image);
+        }
+    }
+
+    #[test]
+    fn numbers_are_short_but_no_digit_before_the_point_is_lost() {
+        let shown = [0.0, 1.0, 5.667182, -0.04996, 31.63, 417.83, 1160.2, -1216858464.0, 2.5e-7];
+        let want = ["0", "1.00", "5.67", "−0.0500", "31.6", "418", "1,160", "−1,216,858,464", "2.50e−7"];
+        assert_eq!(shown.map(|n: f64| significant(n)), want);
+        assert_eq!(
+            [0.0, 1e-17, 0.35, 0.4, 100.0, 20_000.0].map(|n| label(&n)),
+            ["0", "0", "0.35", "0.4", "100", "20,000"]
+        );
     }
 
     #[test]

@@ -19,6 +19,10 @@ use crate::network::checkpoint::Checkpoint;
 use crate::network::preprocess::{Inputs, Whitening};
 use crate::network::{Network, Unit, Weights};
 
+/// Filters shown side by side for one position, at most, and in all.
+pub(super) const FILTERS_ACROSS: usize = 16;
+pub(super) const FILTERS_SHOWN: usize = 512;
+
 /// What to visualise, and how.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Choice {
@@ -234,10 +238,13 @@ pub fn visualize(
     Ok(gallery)
 }
 
+/// Told of a new part: its name and how much there is to do.
+pub type OnBegin = Box<dyn Fn(&str, usize) + Sync>;
+
 /// Told of what is being done.
 pub struct Progress {
     /// A new part begins: its name and how much there is to do.
-    pub on_begin: Box<dyn Fn(&str, usize) + Sync>,
+    pub on_begin: OnBegin,
     /// So much more is done.
     pub on_add: Box<dyn Fn(usize) + Sync>,
 }
@@ -255,10 +262,9 @@ impl Progress {
 fn filters(network: &Network, which: Weights) -> RgbImage {
     let weights = network.stages[0].weights(which);
     let (rows, cols, maps, ..) = weights.dim();
-    let across = maps.min(16);
-    // About 16 rows of 32 filters.
+    let across = maps.min(FILTERS_ACROSS);
     let positions: Vec<(usize, usize)> = (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c))).collect();
-    let wanted = (512 / across).max(1).min(positions.len());
+    let wanted = (FILTERS_SHOWN / across).max(1).min(positions.len());
     let mut chosen = spread(positions, wanted);
     let to_border = |&(row, col): &(usize, usize)| row.min(rows - 1 - row).min(col).min(cols - 1 - col);
     chosen.sort_by_key(|position| std::cmp::Reverse(to_border(position)));

@@ -2,12 +2,7 @@
 
 pub mod figure;
 pub mod gallery;
+mod page;
+mod units;
 
-use std::path::Path;
-
-use crate::error::Result;
-
-/// x
-pub fn write_report(_run: &Path, _out: &Path) -> Result<(u64, usize)> {
-    todo!()
-}
+pub use page::write_report;
