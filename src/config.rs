@@ -47,6 +47,13 @@ impl Default for Input {
     }
 }
 
+impl Input {
+    /// Side of the whitening filter: as asked, but odd and no larger than the picture.
+    pub fn whitening_side(&self) -> usize {
+        (self.conv_size.min(self.height).min(self.width) - 1) | 1
+    }
+}
+
 /// What happens to a picture before the first stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -354,8 +354,7 @@ fn read_whitening(
             inverse: square("inverse")?,
         },
         Preprocess::Conv => {
-            let side = config.input.conv_size.min(shape.rows).min(shape.cols);
-            let side = if side % 2 == 0 { side - 1 } else { side };
+            let side = config.input.whitening_side();
             let size = [channels, channels, side, side];
             let filter = Array4::from_shape_vec(size, read("filter", &size)?).expect("shape was checked");
             Transform::Conv { filter }
