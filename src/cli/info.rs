@@ -3,10 +3,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
 use serde::Serialize;
 
 use striate::config::RunConfig;
+use striate::error::Error;
 use striate::frames::FrameStore;
 use striate::network::{StageCost, checkpoint, costs, training_bytes};
 use striate::training::State;
@@ -246,32 +246,30 @@ pub fn run(args: InfoArgs, global: Global) -> anyhow::Result<()> {
         return global.print(&Info::Config(Box::new(network)));
     }
     if !args.overrides.is_empty() {
-        bail!("{}: --set is for config files (.toml)", path.display());
+        let (got, want) = (format!("given with {}", path.display()), "a config file (.toml) to change");
+        return Err(Error::Setting { key: "--set".into(), got, want: want.into() }.into());
     }
     if path.join("checkpoints").is_dir() || path.join("config.toml").is_file() {
         return global.print(&Info::Run(Box::new(run_info(path)?)));
     }
     let store = FrameStore::open(path)?;
-    global.warn(store.warnings());
-    let first = (!store.is_empty()).then(|| -> anyhow::Result<FrameInfo> {
-        let picture = store.picture(0)?;
-        let (key, metadata) = (store.key(0).to_owned(), store.metadata(0)?);
-        let colour = picture.color().has_color();
-        Ok(FrameInfo { key, width: picture.width(), height: picture.height(), colour, metadata })
-    });
-    global.print(&Info::Frames(FramesInfo {
-        path: path.clone(),
-        frames: store.len(),
-        first: first.transpose()?,
-        warnings: store.warnings().to_vec(),
-    }))
+    let mut warnings = store.warnings().to_vec();
+    let first = first_frame(&store).inspect_err(|e| warnings.push(e.to_string())).ok();
+    global.warn(&warnings);
+    global.print(&Info::Frames(FramesInfo { path: path.clone(), frames: store.len(), first, warnings }))
+}
+
+fn first_frame(store: &FrameStore) -> striate::Result<FrameInfo> {
+    let picture = store.picture(0)?;
+    let (key, metadata) = (store.key(0).to_owned(), store.metadata(0)?);
+    let colour = picture.color().has_color();
+    Ok(FrameInfo { key, width: picture.width(), height: picture.height(), colour, metadata })
 }
 
 fn run_info(path: &Path) -> anyhow::Result<RunInfo> {
     let config = RunConfig::load(&path.join("config.toml"), &[])?;
-    let Some(checkpoint) = checkpoint::latest(path) else {
-        bail!("{}: not a run: it has no checkpoint", path.display());
-    };
+    let missing = || Error::bad_file(path, "not a run: it has no checkpoint");
+    let checkpoint = checkpoint::latest(path).ok_or_else(missing)?;
     let log = path.join("log.jsonl");
     Ok(RunInfo {
         steps_planned: config.training.steps.iter().sum(),

@@ -108,14 +108,7 @@ pub fn save(
     let partial = to.with_extension("partial");
     let parent = to.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
-    let arrays = if network.stages.iter().any(Stage::has_sums) { 4 } else { 2 };
-    let weights: usize = network.stages.iter().map(Stage::weight_count).sum();
-    let need = (4 * arrays * weights) as u64;
-    let free = fs4::available_space(parent).map_err(Error::io(parent, "look at the free space of"))?;
-    if free < need {
-        let what = format!("a checkpoint in {}", parent.display());
-        return Err(Error::NoRoom { what, need_bytes: need, have_bytes: free });
-    }
+    check_room(parent, network, whitening)?;
     if partial.exists() {
         fs::remove_dir_all(&partial).map_err(Error::io(&partial, "remove"))?;
     }
@@ -127,6 +120,27 @@ pub fn save(
         return Err(error);
     }
     fs::rename(&partial, to).map_err(Error::io(to, "move the finished checkpoint to"))
+}
+
+/// Refuses if a checkpoint does not fit into what the disk of `folder` has left.
+///
+/// # Errors
+/// [`Error::NoRoom`].
+pub fn check_room(folder: &Path, network: &Network, whitening: &Whitening) -> Result<()> {
+    let arrays = if network.stages.iter().any(Stage::has_sums) { 4 } else { 2 };
+    let weights: usize = network.stages.iter().map(Stage::weight_count).sum();
+    let others = match &whitening.transform {
+        Transform::None => 0,
+        Transform::Zca { mean, matrix, inverse } => mean.len() + matrix.len() + inverse.len(),
+        Transform::Conv { filter } => filter.len(),
+    };
+    let need_bytes = 4 * (arrays * weights + others) as u64;
+    let have_bytes = fs4::available_space(folder).map_err(Error::io(folder, "look at the free space of"))?;
+    if have_bytes < need_bytes {
+        let what = format!("a checkpoint in {}", folder.display());
+        return Err(Error::NoRoom { what, need_bytes, have_bytes });
+    }
+    Ok(())
 }
 
 fn write_all(
@@ -290,7 +304,8 @@ impl Checkpoint {
     pub fn load(folder: &Path, for_training: bool) -> Result<Checkpoint> {
         let files = Files::open(folder, "model")?;
         let parsed = files.parsed()?;
-        let config = parsed[0].2.config.clone().checked()?;
+        let wrong = |e: Error| Error::bad_file(folder, format!("not a whole checkpoint: {e}"));
+        let config = parsed[0].2.config.clone().checked().map_err(wrong)?;
         let network = Network::zeros(&config, for_training)?;
         read_weights(&network, &parsed, &files.folder, [("W1", Weights::Encoder), ("W2", Weights::Decoder)])?;
         let whitening = read_whitening(&config, &parsed, &files.folder)?;

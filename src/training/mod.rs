@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::RunConfig;
 use crate::dataset::{Dataset, Shuffle, available_memory};
 use crate::error::{Error, Result};
+use crate::kernels::Cpu;
 use crate::network::checkpoint::{self, Checkpoint};
 use crate::network::preprocess::{Inputs, Whitening};
 use crate::network::{Network, training_bytes};
@@ -158,6 +159,7 @@ pub fn train(
     let replicas =
         if config.training.replicas > 0 { config.training.replicas } else { options.threads.max(1) };
     check_memory(config, replicas)?;
+    Cpu::detect()?;
     fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
 
     let used = FramesUsed {
@@ -170,6 +172,8 @@ pub fn train(
         None => {
             let whitening = Whitening::fit(&config.input, frames, options.seed)?;
             let network = Network::new(config, options.seed)?;
+            // Now, and not only after hours of training.
+            checkpoint::check_room(out, &network, &whitening)?;
             let path = out.join("config.toml");
             fs::write(&path, config.to_toml()).map_err(Error::io(&path, "write"))?;
             let (phase, phase_step, step, images, seconds, log_bytes) = (0, 0, 0, 0, 0.0, 0);
