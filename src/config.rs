@@ -648,4 +648,26 @@ mod tests {
             assert_eq!(error(ONE_STAGE, &overrides), message);
         }
     }
+
+    #[test]
+    fn all_shipped_configs_load_and_the_paper_has_its_2_433_billion_weights() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let config = RunConfig::load(&path, &[]).unwrap();
+            let weights: u64 = config.shapes().iter().map(|stage| 2 * stage.connections()).sum();
+            if path.file_stem().unwrap().to_string_lossy().starts_with("paper") {
+                assert_eq!(weights, 2_433_716_928, "{}", path.display());
+            }
+        }
+    }
+
+    #[test]
+    fn differences_name_each_changed_key() {
+        let before = RunConfig::parse(ONE_STAGE, &[]).unwrap();
+        let after =
+            RunConfig::parse(ONE_STAGE, &["training.rate=0.5".into(), "stages.1.maps=5".into()]).unwrap();
+        assert_eq!(before.differences(&after), ["stages.1.maps: 4 -> 5", "training.rate: 0.02 -> 0.5"]);
+        assert!(before.differences(&before.clone()).is_empty());
+    }
 }

@@ -282,3 +282,86 @@ fn dots(a: &[f32], b: &[f32], lanes: usize) -> Vec<f64> {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RunConfig;
+    use crate::network::Weights;
+
+    const CONFIG: &str = "[input]\nheight = 9\nwidth = 8\npreprocess = \"none\"\n\
+        [[stages]]\nmaps = 2\nfield = 6\npool = 2\nlcn = 0\nepsilon = 1e-6\n[training]\nsteps = [1]\n";
+
+    fn network() -> Network {
+        Network::new(&RunConfig::parse(CONFIG, &[]).unwrap(), 7).unwrap()
+    }
+
+    fn noise(network: &Network, count: usize) -> Vec<Array3<f32>> {
+        let shape = (network.input.channels, network.input.rows, network.input.cols);
+        let draw = |index| {
+            let mut rng = rng::stream(9, "starts", index as u64);
+            Array3::from_shape_simple_fn(shape, || StandardNormal.sample(&mut rng))
+        };
+        (0..count).map(draw).collect()
+    }
+
+    #[test]
+    fn a_filter_prefers_itself_from_every_start() {
+        let network = network();
+        let unit = Unit { map: 1, row: 2, col: 1 };
+        let starts = noise(&network, 20);
+        let searches: Vec<_> = starts.iter().map(|start| (unit, start.view())).collect();
+        let ascent = Ascent { steps: 300, step: 0.2, norm: 2.5, adapt: true };
+        let weights = network.stages[0].weights(Weights::Encoder);
+        let filter = weights.slice(ndarray::s![2, 1, 1, .., .., ..]);
+        let length = filter.iter().map(|w| w * w).sum::<f32>().sqrt();
+        for found in preferred_stimuli(&network, 0, Kind::A, &searches, &ascent).unwrap() {
+            let norm = found.image.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            assert!((norm / 2.5 - 1.0).abs() < 1e-6, "norm {norm}");
+            assert!(found.value > 0.999 * 2.5 * length, "{} of {}", found.value, 2.5 * length);
+            let seen = found.image.slice(ndarray::s![.., 2..8, 1..7]);
+            let cosine = (&seen * &filter).sum() / (2.5 * length);
+            assert!(cosine > 0.999, "cosine {cosine}");
+        }
+    }
+
+    /// `h² - ε` is a quadratic form of the filters in its window: the maximum is its largest singular value.
+    #[test]
+    fn a_pooled_unit_reaches_the_largest_singular_value_of_its_filters() {
+        let network = network();
+        let unit = Unit { map: 0, row: 1, col: 0 };
+        let weights = network.stages[0].weights(Weights::Encoder);
+        let mut filters = Vec::new();
+        for (row, col) in [(1, 0), (1, 1), (2, 0), (2, 1)] {
+            let mut placed = Array3::<f32>::zeros((1, 9, 8));
+            let place = ndarray::s![.., row..row + 6, col..col + 6];
+            placed.slice_mut(place).assign(&weights.slice(ndarray::s![row, col, 0, .., .., ..]));
+            filters.push(placed);
+        }
+        let gram = faer::Mat::from_fn(4, 4, |i, j| f64::from((&filters[i] * &filters[j]).sum()));
+        let largest =
+            gram.self_adjoint_eigenvalues(faer::Side::Lower).unwrap().into_iter().fold(0.0, f64::max);
+        let starts = noise(&network, 5);
+        let searches: Vec<_> = starts.iter().map(|start| (unit, start.view())).collect();
+        let ascent = Ascent { steps: 500, step: 0.2, norm: 1.0, adapt: true };
+        for found in preferred_stimuli(&network, 0, Kind::H, &searches, &ascent).unwrap() {
+            let ratio = f64::from(found.value) / (largest + 1e-6).sqrt();
+            assert!((0.999..1.0001).contains(&ratio), "{ratio} of the maximum");
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_picture_and_a_blind_unit_says_so() {
+        let network = network();
+        let units: Vec<_> =
+            network.units(0, Kind::Y).into_iter().take(5).map(|unit| (unit, Vec::new())).collect();
+        let ascent = Ascent { steps: 20, step: 0.2, norm: 1.0, adapt: true };
+        let search = |seed| best_stimuli(&network, 0, Kind::Y, &units, &ascent, 2, seed, |_| ()).unwrap();
+        let pictures = |seed| search(seed).into_iter().map(|(found, _)| found.image).collect::<Vec<_>>();
+        assert_eq!(pictures(1), pictures(1));
+        assert_ne!(pictures(1), pictures(2));
+
+        network.stages[0].set_weights(Weights::Encoder, std::iter::repeat(0.0));
+        assert!(search(1).iter().all(|(found, _)| found.flat && found.steps == 0));
+    }
+}

@@ -53,12 +53,14 @@ impl View for Tensor<'_> {
         }
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        let bytes =
-            |values: &mut dyn Iterator<Item = f32>| values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
-        Cow::Owned(match self {
-            Tensor::Weights(stage, which, _) => bytes(&mut stage.weights(*which).iter().copied()),
-            Tensor::Values(_, values) => bytes(&mut values.iter().copied()),
-        })
+        let mut bytes = Vec::with_capacity(self.data_len());
+        match self {
+            Tensor::Weights(stage, which, _) => {
+                stage.for_each_weight(*which, |weight| bytes.extend_from_slice(&weight.to_le_bytes()));
+            }
+            Tensor::Values(_, values) => bytes.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+        }
+        Cow::Owned(bytes)
     }
     fn data_len(&self) -> usize {
         4 * self.shape().iter().product::<usize>()
@@ -119,7 +121,13 @@ pub fn save(
         let _ = fs::remove_dir_all(&partial);
         return Err(error);
     }
-    fs::rename(&partial, to).map_err(Error::io(to, "move the finished checkpoint to"))
+    fs::rename(&partial, to).map_err(Error::io(to, "move the finished checkpoint to"))?;
+    sync(parent)
+}
+
+/// Waits until a file or folder is on the disk.
+fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path, "write"))
 }
 
 /// Refuses if a checkpoint does not fit into what the disk of `folder` has left.
@@ -160,7 +168,7 @@ fn write_all(
     let path = folder.join("state.json");
     let text = serde_json::to_string_pretty(state).expect("state is plain data");
     fs::write(&path, text + "\n").map_err(Error::io(&path, "write"))?;
-    File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path, "write"))
+    sync(&path)
 }
 
 /// `model.safetensors`, or numbered files and an index where one would be too large.
@@ -205,7 +213,8 @@ fn write_file(path: &Path, config: &RunConfig, tensors: Vec<(String, Tensor)>) -
     safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|e| match e {
         safetensors::SafeTensorError::IoError(source) => Error::io(path, "write")(source),
         other => Error::bad_file(path, other.to_string()),
-    })
+    })?;
+    sync(path)
 }
 
 /// A checkpoint, read.

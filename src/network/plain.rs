@@ -97,7 +97,8 @@ impl PlainNetwork {
 }
 
 impl PlainStage {
-    fn forward(&self, x: ArrayView3<f64>) -> PlainActivations {
+    /// Filtering and pooling: `a` and `h`.
+    pub fn respond(&self, x: ArrayView3<f64>) -> (Array3<f64>, Array3<f64>) {
         let (s, p, k) = (&self.shape, self.shape.pool, self.shape.field);
         let size = |m: crate::geometry::MapShape| (m.channels, m.rows, m.cols);
         let a = Array3::from_shape_fn(size(s.filtered), |(m, i, j)| {
@@ -109,7 +110,12 @@ impl PlainStage {
             let squares = a.slice(s![m, i..i + p, j..j + p]).mapv(|a| a * a).sum();
             (self.settings.epsilon + squares).sqrt()
         });
-        if s.lcn == 0 {
+        (a, h)
+    }
+
+    fn forward(&self, x: ArrayView3<f64>) -> PlainActivations {
+        let (a, h) = self.respond(x);
+        if self.shape.lcn == 0 {
             return PlainActivations { a, y: h.clone(), h, divisor: Array2::zeros((0, 0)) };
         }
         let g = &h - &self.mean(&h);

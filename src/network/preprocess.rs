@@ -4,7 +4,7 @@
 //! saved with the weights, and undone for display.
 
 use faer::{Mat, Side};
-use ndarray::{Array1, Array2, Array3, Array4, ArrayView1, ArrayView2, ArrayView3, Axis};
+use ndarray::{Array1, Array2, Array3, Array4, ArrayView2, ArrayView3, Axis};
 use rand::Rng;
 use rayon::prelude::*;
 
@@ -46,7 +46,7 @@ pub enum Transform {
     },
     /// The centre of the ZCA of patches, as a convolution: `[channel out, channel in, row, column]`.
     Conv {
-        /// The filter; outside the picture counts as 0, the mean.
+        /// The filter; outside, the picture goes on mirrored.
         filter: Array4<f32>,
     },
 }
@@ -106,13 +106,23 @@ impl Whitening {
                 let patches =
                     Array2::from_shape_vec((count * each, len), patches).expect("patches of one length");
                 let spectrum = Spectrum::of(patches);
-                let scale = spectrum.scale(floor);
-                let matrix = spectrum.function(|variance| scale / (variance + floor).sqrt());
+                let matrix = spectrum.function(|variance| 1.0 / (variance + floor).sqrt());
                 let centre = side * side / 2;
-                let filter = Array4::from_shape_fn(
-                    (shape.channels, shape.channels, side, side),
-                    |(to, from, y, x)| matrix[(to * side * side + centre, (from * side + y) * side + x)],
-                );
+                let size = (shape.channels, shape.channels, side, side);
+                let mut filter = Array4::from_shape_fn(size, |(to, from, y, x)| {
+                    matrix[(to * side * side + centre, (from * side + y) * side + x)]
+                });
+                // Variance 1, measured on whole pictures.
+                let some = &chosen[..count.min(200)];
+                let power = |&index: &usize| {
+                    let x = Array3::from_shape_vec(dims(shape), normalise(pictures.pixels(index)));
+                    convolve(&filter, x.expect("a picture's values").view())
+                        .mapv(|x| x * x)
+                        .mean()
+                        .unwrap_or(0.0)
+                };
+                let variance = some.par_iter().map(power).sum::<f32>() / some.len() as f32;
+                filter /= variance.sqrt().max(f32::MIN_POSITIVE);
                 Transform::Conv { filter }
             }
         };
@@ -131,7 +141,7 @@ impl Whitening {
             Transform::Conv { filter } => {
                 let x =
                     Array3::from_shape_vec(dims(self.shape), normalise(pixels)).expect("a picture's values");
-                convolve(filter, x.view(), false).into_raw_vec_and_offset().0
+                convolve(filter, x.view()).into_raw_vec_and_offset().0
             }
         }
     }
@@ -208,31 +218,42 @@ impl Spectrum {
     }
 }
 
-/// Convolution with zeros outside, the size kept; or its transpose.
-fn convolve(filter: &Array4<f32>, x: ArrayView3<f32>, transposed: bool) -> Array3<f32> {
+/// Where a row or column outside the picture is mirrored to.
+fn mirror(at: isize, len: usize) -> usize {
+    let last = len as isize - 1;
+    let at = at.abs();
+    (if at > last { 2 * last - at } else { at }) as usize
+}
+
+/// Convolution of a picture that goes on mirrored outside; the size is kept.
+fn convolve(filter: &Array4<f32>, x: ArrayView3<f32>) -> Array3<f32> {
     let (channels, rows, cols) = x.dim();
-    let side = filter.len_of(Axis(2));
-    let half = side / 2;
+    let half = filter.len_of(Axis(2)) / 2;
+    let outside = |at: usize, len| mirror(at as isize - half as isize, len);
+    let padded = Array3::from_shape_fn((channels, rows + 2 * half, cols + 2 * half), |(c, y, x0)| {
+        x[(c, outside(y, rows), outside(x0, cols))]
+    });
     let mut out = Array3::zeros(x.raw_dim());
     for ((to, from, dy, dx), &weight) in filter.indexed_iter() {
-        // The transpose sends a value to where the convolution would have taken it from.
-        let (to, from) = if transposed { (from, to) } else { (to, from) };
-        let (dy, dx) = if transposed { (side - 1 - dy, side - 1 - dx) } else { (dy, dx) };
-        debug_assert!(to < channels && from < channels);
-        // out[y, x] += weight * in[y + dy - half, x + dx - half], where that is inside.
-        let first = half.saturating_sub(dx);
-        let last = (cols + half).saturating_sub(dx).min(cols);
-        if first >= last {
-            continue;
-        }
-        let width = last - first;
-        for y in half.saturating_sub(dy)..(rows + half).saturating_sub(dy).min(rows) {
-            let source: ArrayView1<f32> = x.slice(ndarray::s![from, y + dy - half, ..]);
-            let source = &source.as_slice().expect("rows are contiguous")[first + dx - half..][..width];
-            let mut row = out.slice_mut(ndarray::s![to, y, first..last]);
-            let row = row.as_slice_mut().expect("rows are contiguous");
-            row.iter_mut().zip(source).for_each(|(out, x)| *out += weight * x);
-        }
+        let source = padded.slice(ndarray::s![from, dy..dy + rows, dx..dx + cols]);
+        out.index_axis_mut(Axis(0), to).scaled_add(weight, &source);
+    }
+    out
+}
+
+/// The transpose of [`convolve`].
+fn convolve_transposed(filter: &Array4<f32>, z: ArrayView3<f32>) -> Array3<f32> {
+    let (channels, rows, cols) = z.dim();
+    let half = filter.len_of(Axis(2)) / 2;
+    let mut padded = Array3::zeros((channels, rows + 2 * half, cols + 2 * half));
+    for ((to, from, dy, dx), &weight) in filter.indexed_iter() {
+        let mut target = padded.slice_mut(ndarray::s![from, dy..dy + rows, dx..dx + cols]);
+        target.scaled_add(weight, &z.index_axis(Axis(0), to));
+    }
+    let mut out = Array3::zeros(z.raw_dim());
+    let outside = |at: usize, len| mirror(at as isize - half as isize, len);
+    for ((c, y, x), &value) in padded.indexed_iter() {
+        out[(c, outside(y, rows), outside(x, cols))] += value;
     }
     out
 }
@@ -242,9 +263,9 @@ fn deconvolve(filter: &Array4<f32>, values: ArrayView3<f32>) -> Array3<f32> {
     const STEPS: usize = 40;
     const DAMPING: f32 = 1e-4;
     let normal =
-        |x: &Array3<f32>| convolve(filter, convolve(filter, x.view(), false).view(), true) + &(x * DAMPING);
+        |x: &Array3<f32>| convolve_transposed(filter, convolve(filter, x.view()).view()) + &(x * DAMPING);
     let dot = |a: &Array3<f32>, b: &Array3<f32>| (a * b).sum();
-    let mut residual = convolve(filter, values.as_standard_layout().view(), true);
+    let mut residual = convolve_transposed(filter, values);
     let mut x = Array3::zeros(residual.raw_dim());
     let mut direction = residual.clone();
     let mut size = dot(&residual, &residual);
@@ -396,8 +417,8 @@ mod tests {
         let mut rng = rng::stream(2, "adjoint", 0);
         let mut draw = || Array3::from_shape_simple_fn((3, 12, 10), || rng.random_range(-1.0..1.0f32));
         let (x, z) = (draw(), draw());
-        let left = (&convolve(&filter, x.view(), false) * &z).sum();
-        let right = (&x * &convolve(&filter, z.view(), true)).sum();
+        let left = (&convolve(&filter, x.view()) * &z).sum();
+        let right = (&x * &convolve_transposed(&filter, z.view())).sum();
         assert!((left - right).abs() < 1e-3 * (1.0 + left.abs()), "{left} != {right}");
     }
 

@@ -329,15 +329,20 @@ impl Stage {
         let side =
             (s.filtered.rows, s.filtered.cols, s.filtered.channels, s.input.channels, s.field, s.field);
         let mut out = Vec::with_capacity(self.weight_count());
+        self.for_each_weight(which, |weight| out.push(weight));
+        Array::from_shape_vec(side, out).expect("all positions were visited")
+    }
+
+    /// Calls `visit` with every weight in the order of [`Stage::weights`].
+    pub fn for_each_weight(&self, which: Weights, mut visit: impl FnMut(f32)) {
         for block in &self.blocks {
             let block = block.read().expect("no replica panics");
             for weights in block.array(which).chunks_exact(self.position_len()) {
-                for map in 0..s.filtered.channels {
-                    out.extend(weights.iter().skip(map).step_by(self.padded_maps()));
+                for map in 0..self.shape.filtered.channels {
+                    weights.iter().skip(map).step_by(self.padded_maps()).for_each(|&weight| visit(weight));
                 }
             }
         }
-        Array::from_shape_vec(side, out).expect("all positions were visited")
     }
 
     /// Takes weights in the layout of [`Stage::weights`], read one after the other from `values`.

@@ -251,7 +251,7 @@ impl Progress {
     }
 }
 
-/// First-stage filters: for positions spread over the picture, one row each, its maps side by side.
+/// First-stage filters: for positions spread over the picture, from its middle to its border, the maps side by side.
 fn filters(network: &Network, which: Weights) -> RgbImage {
     let weights = network.stages[0].weights(which);
     let (rows, cols, maps, ..) = weights.dim();
@@ -259,7 +259,9 @@ fn filters(network: &Network, which: Weights) -> RgbImage {
     // About 16 rows of 32 filters.
     let positions: Vec<(usize, usize)> = (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c))).collect();
     let wanted = (512 / across).max(1).min(positions.len());
-    let chosen = spread(positions, wanted);
+    let mut chosen = spread(positions, wanted);
+    let to_border = |&(row, col): &(usize, usize)| row.min(rows - 1 - row).min(col).min(cols - 1 - col);
+    chosen.sort_by_key(|position| std::cmp::Reverse(to_border(position)));
     let tile = |&(row, col): &(usize, usize)| {
         let filter = |map| weights.slice(s![row, col, map, .., .., ..]).to_owned();
         (0..across).map(filter).map(|filter: Array3<f32>| signed_tile(filter.view())).collect::<Vec<_>>()
