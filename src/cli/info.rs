@@ -250,7 +250,7 @@ pub fn run(args: InfoArgs, global: Global) -> anyhow::Result<()> {
         return Err(Error::Setting { key: "--set".into(), got, want: want.into() }.into());
     }
     if path.join("checkpoints").is_dir() || path.join("config.toml").is_file() {
-        return global.print(&Info::Run(Box::new(run_info(path)?)));
+        return global.print(&Info::Run(Box::new(run_info(path, global)?)));
     }
     let store = FrameStore::open(path)?;
     let mut warnings = store.warnings().to_vec();
@@ -266,16 +266,19 @@ fn first_frame(store: &FrameStore) -> striate::Result<FrameInfo> {
     Ok(FrameInfo { key, width: picture.width(), height: picture.height(), colour, metadata })
 }
 
-fn run_info(path: &Path) -> anyhow::Result<RunInfo> {
+fn run_info(path: &Path, global: Global) -> anyhow::Result<RunInfo> {
     let config = RunConfig::load(&path.join("config.toml"), &[])?;
     let missing = || Error::bad_file(path, "not a run: it has no checkpoint");
     let checkpoint = checkpoint::latest(path).ok_or_else(missing)?;
+    // A power cut may tear the log's last line, and the run is good all the same.
     let log = path.join("log.jsonl");
+    let log = if log.exists() { read_log(&log) } else { Ok(Vec::new()) };
+    let log = log.inspect_err(|e| global.warn(&[e.to_string()])).unwrap_or_default();
     Ok(RunInfo {
         steps_planned: config.training.steps.iter().sum(),
         network: NetworkInfo::new(path, config),
         state: checkpoint::read_state(&checkpoint)?,
-        last: if log.exists() { read_log(&log)?.pop() } else { None },
+        last: log.into_iter().next_back(),
         checkpoint,
     })
 }

@@ -26,7 +26,7 @@ pub struct Taps {
 impl Taps {
     /// The taps `(channel, dy, dx)` of `shape` in input maps with this many lanes.
     pub fn new(shape: &StageShape, lanes: usize) -> Taps {
-        assert!(lanes % LANES == 0 && lanes > 0, "lanes come in multiples of {LANES}");
+        assert!(lanes.is_multiple_of(LANES) && lanes > 0, "lanes come in multiples of {LANES}");
         let (rows, cols, side) = (shape.input.rows, shape.input.cols, 0..shape.field);
         let offsets = (0..shape.input.channels)
             .flat_map(|c| side.clone().flat_map(move |dy| (0..shape.field).map(move |dx| (c, dy, dx))))

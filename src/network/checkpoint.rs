@@ -338,7 +338,14 @@ fn read_weights(
         let size =
             [s.filtered.rows, s.filtered.cols, s.filtered.channels, s.input.channels, s.field, s.field];
         for (name, which) in arrays {
-            stage.set_weights(which, values(files, folder, &format!("stage{number}.{name}"), &size)?);
+            let (name, mut finite) = (format!("stage{number}.{name}"), true);
+            stage.set_weights(
+                which,
+                values(files, folder, &name, &size)?.inspect(|w| finite &= w.is_finite()),
+            );
+            if !finite {
+                return Err(Error::bad_file(folder, format!("tensor `{name}` holds what is no number")));
+            }
         }
     }
     Ok(())
@@ -367,7 +374,7 @@ fn read_whitening(
         },
         Preprocess::Conv => {
             let side = config.input.conv_size.min(shape.rows).min(shape.cols);
-            let side = if side % 2 == 0 { side - 1 } else { side };
+            let side = if side.is_multiple_of(2) { side - 1 } else { side };
             let size = [channels, channels, side, side];
             let filter = Array4::from_shape_vec(size, read("filter", &size)?).expect("shape was checked");
             Transform::Conv { filter }
@@ -395,7 +402,9 @@ pub fn latest(run: &Path) -> Option<PathBuf> {
 /// All complete checkpoints of a run, from the oldest.
 pub fn all(run: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
-    let is_checkpoint = |path: &PathBuf| path.is_dir() && path.extension().is_none();
+    // Other folders are the user's: they are neither read nor removed.
+    let number = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix("step-")?.parse::<u64>().ok();
+    let is_checkpoint = |path: &PathBuf| path.is_dir() && number(path).is_some();
     let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_checkpoint).collect();
     found.sort();
     found

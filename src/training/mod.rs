@@ -152,9 +152,22 @@ pub fn train(
     watch: impl Fn(u64, Option<&LogLine>) + Sync,
 ) -> Result<Summary> {
     let from = checkpoint::latest(out);
-    if !options.resume && is_occupied(out) {
-        let problem = "holds something already; continue a run with --resume, or choose another folder";
-        return Err(Error::bad_file(out, problem));
+    if is_occupied(out) {
+        if !options.resume {
+            let problem = "holds something already; continue a run with --resume, or choose another folder";
+            return Err(Error::bad_file(out, problem));
+        }
+        if from.is_none() && !out.join("config.toml").is_file() {
+            return Err(Error::bad_file(
+                out,
+                "holds something, but no run to continue; choose another folder",
+            ));
+        }
+    }
+    if !(0..frames.len()).any(|index| has_contrast(frames.pixels(index))) {
+        let (count, path) = (frames.len(), options.frames);
+        let problem = format!("each of the {count} frames is of one colour: there is nothing to learn from");
+        return Err(Error::bad_file(path, problem));
     }
     let replicas =
         if config.training.replicas > 0 { config.training.replicas } else { options.threads.max(1) };
@@ -310,6 +323,10 @@ impl Run<'_> {
         if folder.exists() {
             return Ok(()); // interrupted before a single step since the last one
         }
+        // The last update may have been the one too large: no loss has seen it yet.
+        if let Some(bad) = self.network.stages.iter().position(|stage| !stage.is_finite()) {
+            return Err(Error::Diverged { stage: bad + 1, step: state.step });
+        }
         checkpoint::save(&folder, self.config, &self.network, self.whitening, state)?;
         let mut old = checkpoint::all(self.out);
         old.truncate(old.len().saturating_sub(2));
@@ -320,6 +337,10 @@ impl Run<'_> {
 /// True if the folder holds anything.
 fn is_occupied(out: &Path) -> bool {
     fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+fn has_contrast(pixels: &[u8]) -> bool {
+    pixels.iter().any(|pixel| *pixel != pixels[0])
 }
 
 fn check_memory(config: &RunConfig, replicas: usize) -> Result<()> {
@@ -345,6 +366,13 @@ fn resume(folder: &Path, config: &RunConfig, used: &FramesUsed) -> Result<(Netwo
     let changed = before.differences(config);
     if !changed.is_empty() {
         let problem = format!("the run was begun with other settings: {}", changed.join("; "));
+        return Err(Error::bad_file(folder, problem));
+    }
+    let left = config.phases().get(state.phase).map_or(0, |(_, steps)| *steps);
+    if state.phase > config.phases().len() || state.phase_step > left {
+        let (phase, step) = (state.phase, state.phase_step);
+        let problem =
+            format!("state.json is at step {step} of phase {phase}, which the settings do not have");
         return Err(Error::bad_file(folder, problem));
     }
     if (state.frames.count, &state.frames.fingerprint) != (used.count, &used.fingerprint) {
