@@ -85,7 +85,7 @@ impl Whitening {
             }
             Preprocess::Conv => {
                 let side = input.conv_size.min(shape.rows).min(shape.cols);
-                let side = if side % 2 == 0 { side - 1 } else { side };
+                let side = if side.is_multiple_of(2) { side - 1 } else { side };
                 let len = shape.channels * side * side;
                 // Ten patches for each value of a patch, spread over the pictures.
                 let each = (20 * len).div_ceil(count).max(1);
