@@ -152,6 +152,9 @@ pub struct Training {
     pub optimiser: Optimiser,
     /// Learning rate.
     pub rate: f64,
+    /// Steps at the start of each phase over which the rate rises to its full value: Adagrad's first steps are as long for
+    /// every weight, whatever its gradient, and several replicas take them at once.
+    pub warmup: u64,
     /// Fraction of a stage's steps at the full rate; after it the rate falls linearly.
     pub rate_hold: f64,
     /// The rate at the end, as a fraction of `rate`.
@@ -181,6 +184,7 @@ impl Default for Training {
             replicas: 0,
             optimiser: Optimiser::Adagrad,
             rate: 0.02,
+            warmup: 200,
             rate_hold: 0.6,
             rate_end: 0.05,
             decoder_norm_bound: 1.0,
@@ -254,14 +258,12 @@ impl RunConfig {
     /// `training.rate=0.01` or `stages.2.maps=32` (stages count from 1).
     ///
     /// # Errors
-    /// The file cannot be read or is not TOML, a key is unknown, or a value has the wrong type or range.
+    /// [`Error::BadConfig`] if the file cannot be read or is not TOML, a key is unknown, or a value has the wrong type
+    /// or range.
     pub fn load(path: &Path, overrides: &[String]) -> Result<RunConfig> {
-        let text = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-        Self::parse(&text, overrides).map_err(|error| match error {
-            Error::Mismatch(problem) => Error::bad_file(path, problem),
-            other if other.is_usage() => Error::BadConfig { path: path.into(), source: Box::new(other) },
-            other => other,
-        })
+        let text = fs::read_to_string(path).map_err(|e| Error::Mismatch(format!("cannot read: {e}")));
+        text.and_then(|text| Self::parse(&text, overrides))
+            .map_err(|source| Error::BadConfig { path: path.into(), source: Box::new(source) })
     }
 
     /// The same from text.
@@ -282,7 +284,7 @@ impl RunConfig {
                 Some((got, want)) => Error::Setting {
                     key: path,
                     got: got.replace("invalid type: ", "").replace("invalid value: ", ""),
-                    want: want.to_owned(),
+                    want: plain_type(want).to_owned(),
                 },
                 None if path == "." => Error::Mismatch(reason),
                 None => Error::Mismatch(format!("setting `{path}`: {reason}")),
@@ -510,6 +512,9 @@ fn set(table: &mut Table, item: &str) -> Result<()> {
             let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
             section.as_table_mut().ok_or_else(unknown)?.insert(name.to_owned(), value);
         }
+        ["stages" | "input" | "training", ..] => {
+            return Err(usage(item, "one setting, such as training.rate=0.01 or stages.2.maps=32"));
+        }
         _ => return Err(unknown()),
     }
     Ok(())
@@ -577,6 +582,15 @@ fn nearest(key: &str) -> Option<String> {
         .map(|(_, known)| known)
 }
 
+/// What a Rust type is to users.
+fn plain_type(want: &str) -> &str {
+    match want {
+        "usize" | "u64" => "a whole number, 0 or more",
+        "f64" => "a number",
+        other => other,
+    }
+}
+
 /// `stages[0].maps` as users write it: `stages.1.maps`.
 fn one_based(path: &str) -> String {
     let mut out = String::new();
@@ -629,10 +643,17 @@ mod tests {
     #[test]
     fn wrong_types_and_ranges_name_key_value_and_wish() {
         for (overrides, message) in [
-            (["stages.1.maps=\"many\""], "setting `stages.1.maps` is string \"many\", expected usize"),
+            (
+                ["stages.1.maps=\"many\""],
+                "setting `stages.1.maps` is string \"many\", expected a whole number, 0 or more",
+            ),
             (["training.rate=-1"], "setting `training.rate` is -1, expected a number above 0"),
             (["stages.1.field=19"], "stage 1: a 19x19 receptive field does not fit a 20x16 map"),
             (["stages.2.maps=1"], "setting `--set` is stages.2.maps, expected a stage from 1 to 1"),
+            (
+                ["stages=3"],
+                "setting `--set` is stages=3, expected one setting, such as training.rate=0.01 or stages.2.maps=32",
+            ),
             (["input.channels=2"], "setting `input.channels` is 2, expected 1 (grey) or 3 (RGB)"),
         ] {
             assert_eq!(error(ONE_STAGE, &overrides), message);

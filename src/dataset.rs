@@ -10,6 +10,9 @@ use crate::frames::{Colour, FrameStore, fit};
 use crate::geometry::MapShape;
 use crate::rng;
 
+/// Begins the warning about a picture that cannot be read.
+const LEFT_OUT: &str = "left out: ";
+
 /// 8-bit pictures of one size.
 pub struct Dataset {
     /// Size of every picture.
@@ -70,13 +73,15 @@ impl Dataset {
                     }
                     Err(error) => {
                         unreadable += 1;
-                        dataset.warnings.push(format!("left out: {error}"));
+                        dataset.warnings.push(format!("{LEFT_OUT}{error}"));
                     }
                 }
             }
         }
         if dataset.keys.is_empty() {
-            return Err(Error::Mismatch(format!("none of the {unreadable} pictures can be read")));
+            let first = dataset.warnings.iter().find_map(|warning| warning.strip_prefix(LEFT_OUT));
+            let (first, count) = (first.unwrap_or_default(), unreadable);
+            return Err(Error::Mismatch(format!("none of {count} pictures can be read; the first: {first}")));
         }
         if resized + greyed > 0 {
             let (rows, cols) = (shape.rows, shape.cols);

@@ -102,9 +102,12 @@ impl Error {
         move |source| Error::Io { path, action, source }
     }
 
-    /// A file whose content is wrong; `problem` says what was seen and what was wanted.
+    /// A file whose content is wrong; `problem` says what was seen and what was wanted. It is made one line: decoders
+    /// like to say more.
     pub fn bad_file(path: impl AsRef<Path>, problem: impl Into<String>) -> Error {
-        Error::BadFile { path: path.as_ref().to_path_buf(), problem: problem.into() }
+        let problem = problem.into();
+        let lines: Vec<&str> = problem.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        Error::BadFile { path: path.as_ref().to_path_buf(), problem: lines.join("; ") }
     }
 
     /// True if the user's settings or command line are at fault rather than a file (exit code 2).

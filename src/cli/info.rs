@@ -3,10 +3,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
 use serde::Serialize;
 
 use striate::config::RunConfig;
+use striate::error::Error;
 use striate::frames::FrameStore;
 use striate::network::{StageCost, checkpoint, costs, training_bytes};
 use striate::report::figure::grouped;
@@ -118,6 +118,14 @@ fn learn_flops(config: &RunConfig, stages: &[StageCost]) -> u64 {
     (total / steps.max(1)) as u64
 }
 
+fn flop(count: u64) -> String {
+    if count < 100_000_000 {
+        format!("{:.2} MFLOP", count as f64 / 1e6)
+    } else {
+        format!("{:.2} GFLOP", count as f64 / 1e9)
+    }
+}
+
 fn gb(bytes: u64) -> String {
     if bytes < 100_000_000 {
         format!("{:.1} MB", bytes as f64 / 1e6)
@@ -175,9 +183,9 @@ impl fmt::Display for NetworkInfo {
         )?;
         writeln!(
             f,
-            "cost of an image: {:.3} GFLOP to encode, {:.3} to learn from (mean of the schedule)",
-            self.encode_flops_per_image as f64 / 1e9,
-            self.learn_flops_per_image as f64 / 1e9
+            "cost of an image: {} to encode, {} to learn from (mean of the schedule)",
+            flop(self.encode_flops_per_image),
+            flop(self.learn_flops_per_image)
         )?;
         let steps: Vec<String> = self.config.training.steps.iter().map(|&steps| grouped(steps)).collect();
         write!(f, "schedule: {} steps, {} images", steps.join(" + "), grouped(self.images))
@@ -234,38 +242,39 @@ pub fn run(args: InfoArgs, global: Global) -> anyhow::Result<()> {
         return global.print(&Info::Config(Box::new(network)));
     }
     if !args.overrides.is_empty() {
-        bail!("{}: --set is for config files (.toml)", path.display());
+        let (got, want) = (format!("given with {}", path.display()), "a config file (.toml) to change");
+        return Err(Error::Setting { key: "--set".into(), got, want: want.into() }.into());
     }
     if path.join("checkpoints").is_dir() || path.join("config.toml").is_file() {
-        return global.print(&Info::Run(Box::new(run_info(path)?)));
+        return global.print(&Info::Run(Box::new(run_info(path, global)?)));
     }
     let store = FrameStore::open(path)?;
-    global.warn(store.warnings());
-    let first = (!store.is_empty()).then(|| -> anyhow::Result<FrameInfo> {
-        let picture = store.picture(0)?;
-        let (key, metadata) = (store.key(0).to_owned(), store.metadata(0)?);
-        let colour = picture.color().has_color();
-        Ok(FrameInfo { key, width: picture.width(), height: picture.height(), colour, metadata })
-    });
-    global.print(&Info::Frames(FramesInfo {
-        path: path.clone(),
-        frames: store.len(),
-        first: first.transpose()?,
-        warnings: store.warnings().to_vec(),
-    }))
+    let mut warnings = store.warnings().to_vec();
+    let first = first_frame(&store).inspect_err(|e| warnings.push(e.to_string())).ok();
+    global.warn(&warnings);
+    global.print(&Info::Frames(FramesInfo { path: path.clone(), frames: store.len(), first, warnings }))
 }
 
-fn run_info(path: &Path) -> anyhow::Result<RunInfo> {
+fn first_frame(store: &FrameStore) -> striate::Result<FrameInfo> {
+    let picture = store.picture(0)?;
+    let (key, metadata) = (store.key(0).to_owned(), store.metadata(0)?);
+    let colour = picture.color().has_color();
+    Ok(FrameInfo { key, width: picture.width(), height: picture.height(), colour, metadata })
+}
+
+fn run_info(path: &Path, global: Global) -> anyhow::Result<RunInfo> {
     let config = RunConfig::load(&path.join("config.toml"), &[])?;
-    let Some(checkpoint) = checkpoint::latest(path) else {
-        bail!("{}: not a run: it has no checkpoint", path.display());
-    };
+    let missing = || Error::bad_file(path, "not a run: it has no checkpoint");
+    let checkpoint = checkpoint::latest(path).ok_or_else(missing)?;
+    // A power cut may tear the log's last line, and the run is good all the same.
     let log = path.join("log.jsonl");
+    let log = if log.exists() { read_log(&log) } else { Ok(Vec::new()) };
+    let log = log.inspect_err(|e| global.warn(&[e.to_string()])).unwrap_or_default();
     Ok(RunInfo {
         steps_planned: config.training.steps.iter().sum(),
         network: NetworkInfo::new(path, config),
         state: checkpoint::read_state(&checkpoint)?,
-        last: if log.exists() { read_log(&log)?.pop() } else { None },
+        last: log.into_iter().next_back(),
         checkpoint,
     })
 }

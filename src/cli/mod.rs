@@ -88,7 +88,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Train(args) => return train::run(args, global),
         Command::Visualize(args) => visualize::run(args, global)?,
         Command::Report(args) => report::run(args, global)?,
-        Command::Verify(args) => return verify::run(args, global),
+        Command::Verify(args) => verify::run(args, global)?,
         Command::Info(args) => info::run(args, global)?,
     }
     Ok(ExitCode::SUCCESS)

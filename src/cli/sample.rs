@@ -175,7 +175,11 @@ pub fn run(args: SampleArgs, global: Global) -> anyhow::Result<ExitCode> {
     let (frames, shards, bytes) = (summary.frames, summary.shards, summary.bytes);
     let sampled = files - skipped;
     global.print(&Report { files, sampled, skipped, frames, shards, bytes, out: args.out, skipped_files })?;
-    Ok(ExitCode::from(if args.strict && skipped > 0 { 3 } else { 0 }))
+    if args.strict && skipped > 0 {
+        eprintln!("error: {skipped} of {files} files were skipped, which --strict does not allow");
+        return Ok(ExitCode::from(3));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What is done to every video.

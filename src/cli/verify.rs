@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
+use anyhow::bail;
 use serde::Serialize;
 
 use striate::error::Error;
@@ -64,7 +64,7 @@ impl fmt::Display for Table {
     }
 }
 
-pub fn run(args: VerifyArgs, global: Global) -> anyhow::Result<ExitCode> {
+pub fn run(args: VerifyArgs, global: Global) -> anyhow::Result<()> {
     let cpus = if args.all_cpus { Cpu::available() } else { vec![Cpu::detect()?] };
     let mut checks = Vec::new();
     for cpu in cpus {
@@ -83,5 +83,8 @@ pub fn run(args: VerifyArgs, global: Global) -> anyhow::Result<ExitCode> {
     let (passed, failed) = (good.len(), bad.len());
     let checks = if args.failures { bad } else { good.into_iter().chain(bad).collect() };
     global.print(&Table { passed, failed, checks })?;
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if failed > 0 {
+        bail!("{failed} of {} tensors are off by more than is allowed, listed above", passed + failed);
+    }
+    Ok(())
 }

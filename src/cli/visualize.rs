@@ -1,15 +1,18 @@
 //! `striate visualize`: what do the units of a run prefer?
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use indicatif::ProgressBar;
+use serde::Serialize;
 
 use striate::dataset::Dataset;
+use striate::error::Error;
 use striate::frames::FrameStore;
 use striate::geometry::Kind;
 use striate::network::checkpoint;
-use striate::report::gallery::{Choice, Norm, Progress, visualize};
+use striate::report::gallery::{Choice, Gallery, Norm, Progress, visualize};
 use striate::training::State;
 
 use super::Global;
@@ -74,7 +77,12 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
         Some(path) => path,
         None => {
             let folder = checkpoint::latest(&args.run).expect("its checkpoint was just read");
-            checkpoint::read_state::<State>(&folder)?.frames.path
+            let path = checkpoint::read_state::<State>(&folder)?.frames.path;
+            if !path.exists() {
+                let problem = "the run's frames are no longer there; name others with --frames";
+                return Err(Error::bad_file(path, problem).into());
+            }
+            path
         }
     };
     let store = FrameStore::open(&frames)?;
@@ -107,17 +115,32 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
     let out = args.run.join("visualize");
     let gallery = visualize(&checkpoint, &dataset, &frames, &choice, &out, &progress);
     bar.finish();
-    let gallery = gallery?;
-    if global.json {
-        return global.print(&gallery);
+    if gallery.is_err() {
+        // What is half written would only fill the disk; the error that matters is the first.
+        let _ = std::fs::remove_dir_all(out.with_extension("partial"));
     }
-    println!("{gallery}");
-    for (stage, _) in
-        (1..).zip(&gallery.stage_units).filter(|(s, _)| gallery.units.iter().any(|u| u.stage == *s))
-    {
-        println!("{}", out.join(format!("stage{stage}.png")).display());
+    global.print(&Pictures { gallery: gallery?, out: &out })
+}
+
+/// What was made, and where the pictures are.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Pictures<'a> {
+    gallery: Gallery,
+    #[serde(skip)]
+    out: &'a Path,
+}
+
+impl fmt::Display for Pictures<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Pictures { gallery, out } = self;
+        writeln!(f, "{gallery}")?;
+        for stage in 1..=gallery.stage_units.len() {
+            if gallery.units.iter().any(|unit| unit.stage == stage) {
+                writeln!(f, "{}", out.join(format!("stage{stage}.png")).display())?;
+            }
+        }
+        let kind = gallery.choice.kind.to_possible_value().expect("no kind is hidden");
+        write!(f, "{}  (kind {})", out.join("filters-encoder.png").display(), kind.get_name())
     }
-    let kind = gallery.choice.kind.to_possible_value().expect("no kind is hidden");
-    println!("{}  (kind {})", out.join("filters-encoder.png").display(), kind.get_name());
-    Ok(())
 }

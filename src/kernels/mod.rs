@@ -44,7 +44,8 @@ impl Cpu {
     /// `STRIATE_CPU` names none of them, or one that this machine lacks.
     pub fn detect() -> Result<Cpu> {
         let best = Self::available().pop().expect("scalar is always there");
-        let Ok(wish) = std::env::var("STRIATE_CPU") else { return Ok(best) };
+        let Some(wish) = std::env::var_os("STRIATE_CPU") else { return Ok(best) };
+        let wish = wish.to_string_lossy();
         let found = Self::available().into_iter().find(|cpu| cpu.name() == wish);
         found.ok_or_else(|| Error::Setting {
             key: "STRIATE_CPU".into(),

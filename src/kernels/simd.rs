@@ -8,7 +8,7 @@ use super::Kernel;
 ///
 /// # Safety
 /// Methods may be called only where the instruction set exists; pointers must be valid for the elements named.
-#[allow(clippy::missing_safety_doc)] // one section for all methods
+#[expect(clippy::missing_safety_doc, reason = "the same for all methods: see the trait")]
 pub trait Simd: Copy {
     /// The vector.
     type V: Copy;

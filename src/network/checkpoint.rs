@@ -111,14 +111,7 @@ pub fn save(
     let partial = to.with_extension("partial");
     let parent = to.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
-    let arrays = if network.stages.iter().any(Stage::has_sums) { 4 } else { 2 };
-    let weights: usize = network.stages.iter().map(Stage::weight_count).sum();
-    let need = (4 * arrays * weights) as u64;
-    let free = fs4::available_space(parent).map_err(Error::io(parent, "look at the free space of"))?;
-    if free < need {
-        let what = format!("a checkpoint in {}", parent.display());
-        return Err(Error::NoRoom { what, need_bytes: need, have_bytes: free });
-    }
+    check_room(parent, network, whitening)?;
     if partial.exists() {
         fs::remove_dir_all(&partial).map_err(Error::io(&partial, "remove"))?;
     }
@@ -136,6 +129,27 @@ pub fn save(
 /// Waits until a file or folder is on the disk.
 fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path, "write"))
+}
+
+/// Refuses if a checkpoint does not fit into what the disk of `folder` has left.
+///
+/// # Errors
+/// [`Error::NoRoom`].
+pub fn check_room(folder: &Path, network: &Network, whitening: &Whitening) -> Result<()> {
+    let arrays = if network.stages.iter().any(Stage::has_sums) { 4 } else { 2 };
+    let weights: usize = network.stages.iter().map(Stage::weight_count).sum();
+    let others = match &whitening.transform {
+        Transform::None => 0,
+        Transform::Zca { mean, matrix, inverse } => mean.len() + matrix.len() + inverse.len(),
+        Transform::Conv { filter } => filter.len(),
+    };
+    let need_bytes = 4 * (arrays * weights + others) as u64;
+    let have_bytes = fs4::available_space(folder).map_err(Error::io(folder, "look at the free space of"))?;
+    if have_bytes < need_bytes {
+        let what = format!("a checkpoint in {}", folder.display());
+        return Err(Error::NoRoom { what, need_bytes, have_bytes });
+    }
+    Ok(())
 }
 
 fn write_all(
@@ -302,7 +316,8 @@ impl Checkpoint {
     pub fn load(folder: &Path, for_training: bool) -> Result<Checkpoint> {
         let files = Files::open(folder, "model")?;
         let parsed = files.parsed()?;
-        let config = parsed[0].2.config.clone().checked()?;
+        let wrong = |e: Error| Error::bad_file(folder, format!("not a whole checkpoint: {e}"));
+        let config = parsed[0].2.config.clone().checked().map_err(wrong)?;
         let network = Network::zeros(&config, for_training)?;
         read_weights(&network, &parsed, &files.folder, [("W1", Weights::Encoder), ("W2", Weights::Decoder)])?;
         let whitening = read_whitening(&config, &parsed, &files.folder)?;
@@ -326,7 +341,14 @@ fn read_weights(
         let size =
             [s.filtered.rows, s.filtered.cols, s.filtered.channels, s.input.channels, s.field, s.field];
         for (name, which) in arrays {
-            stage.set_weights(which, values(files, folder, &format!("stage{number}.{name}"), &size)?);
+            let (name, mut finite) = (format!("stage{number}.{name}"), true);
+            stage.set_weights(
+                which,
+                values(files, folder, &name, &size)?.inspect(|w| finite &= w.is_finite()),
+            );
+            if !finite {
+                return Err(Error::bad_file(folder, format!("tensor `{name}` holds what is no number")));
+            }
         }
     }
     Ok(())
@@ -382,7 +404,9 @@ pub fn latest(run: &Path) -> Option<PathBuf> {
 /// All complete checkpoints of a run, from the oldest.
 pub fn all(run: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
-    let is_checkpoint = |path: &PathBuf| path.is_dir() && path.extension().is_none();
+    // Other folders are the user's: they are neither read nor removed.
+    let number = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix("step-")?.parse::<u64>().ok();
+    let is_checkpoint = |path: &PathBuf| path.is_dir() && number(path).is_some();
     let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_checkpoint).collect();
     found.sort();
     found

@@ -318,6 +318,14 @@ impl Stage {
         self.shape.connections() as usize
     }
 
+    /// True if every weight is a number.
+    pub fn is_finite(&self) -> bool {
+        self.blocks.iter().all(|block| {
+            let block = block.read().expect("no replica panics");
+            block.encoder.iter().chain(block.decoder.iter()).all(|weight| weight.is_finite())
+        })
+    }
+
     /// True if the optimiser's sums are kept.
     pub fn has_sums(&self) -> bool {
         self.blocks.iter().any(|block| !block.read().expect("no replica panics").encoder_sums.is_empty())

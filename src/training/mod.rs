@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::RunConfig;
 use crate::dataset::{Dataset, Shuffle, available_memory};
 use crate::error::{Error, Result};
+use crate::kernels::Cpu;
 use crate::network::checkpoint::{self, Checkpoint};
 use crate::network::preprocess::{Inputs, Whitening};
 use crate::network::{Network, training_bytes};
@@ -151,13 +152,27 @@ pub fn train(
     watch: impl Fn(u64, Option<&LogLine>) + Sync,
 ) -> Result<Summary> {
     let from = checkpoint::latest(out);
-    if !options.resume && is_occupied(out) {
-        let problem = "holds something already; continue a run with --resume, or choose another folder";
-        return Err(Error::bad_file(out, problem));
+    if is_occupied(out) {
+        if !options.resume {
+            let problem = "holds something already; continue a run with --resume, or choose another folder";
+            return Err(Error::bad_file(out, problem));
+        }
+        if from.is_none() && !out.join("config.toml").is_file() {
+            return Err(Error::bad_file(
+                out,
+                "holds something, but no run to continue; choose another folder",
+            ));
+        }
+    }
+    if !(0..frames.len()).any(|index| has_contrast(frames.pixels(index))) {
+        let (count, path) = (frames.len(), options.frames);
+        let problem = format!("each of the {count} frames is of one colour: there is nothing to learn from");
+        return Err(Error::bad_file(path, problem));
     }
     let replicas =
         if config.training.replicas > 0 { config.training.replicas } else { options.threads.max(1) };
     check_memory(config, replicas)?;
+    Cpu::detect()?;
     fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
 
     let used = FramesUsed {
@@ -170,6 +185,8 @@ pub fn train(
         None => {
             let whitening = Whitening::fit(&config.input, frames, options.seed)?;
             let network = Network::new(config, options.seed)?;
+            // Now, and not only after hours of training.
+            checkpoint::check_room(out, &network, &whitening)?;
             let path = out.join("config.toml");
             fs::write(&path, config.to_toml()).map_err(Error::io(&path, "write"))?;
             let (phase, phase_step, step, images, seconds, log_bytes) = (0, 0, 0, 0, 0.0, 0);
@@ -243,7 +260,7 @@ impl Run<'_> {
             step: first_step + phase_step - first_phase_step,
             images: (first_step + phase_step - first_phase_step) * training.batch as u64,
             seconds: state.seconds + begun.elapsed().as_secs_f64(),
-            rate: training.rate * schedule(training, phase_step as f64 / steps as f64),
+            rate: training.rate * schedule(training, phase_step, steps),
             first_stage: stages.start,
         };
         let replica = || -> Result<()> {
@@ -260,11 +277,7 @@ impl Run<'_> {
                 }
                 let number = first_step + phase_step - first_phase_step;
                 self.inputs.load(&self.shuffle.batch(number), &mut work);
-                let update = Step::new(
-                    self.network.cpu,
-                    training,
-                    schedule(training, phase_step as f64 / steps as f64),
-                );
+                let update = Step::new(self.network.cpu, training, schedule(training, phase_step, steps));
                 let losses = self.network.learn(&mut work, stages.clone(), training.objective, &update);
                 if let Some(bad) = losses.iter().position(|loss| !loss.total().is_finite()) {
                     return Err(Error::Diverged { stage: stages.start + bad + 1, step: number });
@@ -306,6 +319,10 @@ impl Run<'_> {
         if folder.exists() {
             return Ok(()); // interrupted before a single step since the last one
         }
+        // The last update may have been the one too large: no loss has seen it yet.
+        if let Some(bad) = self.network.stages.iter().position(|stage| !stage.is_finite()) {
+            return Err(Error::Diverged { stage: bad + 1, step: state.step });
+        }
         checkpoint::save(&folder, self.config, &self.network, self.whitening, state)?;
         let mut old = checkpoint::all(self.out);
         old.truncate(old.len().saturating_sub(2));
@@ -316,6 +333,10 @@ impl Run<'_> {
 /// True if the folder holds anything.
 fn is_occupied(out: &Path) -> bool {
     fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+fn has_contrast(pixels: &[u8]) -> bool {
+    pixels.iter().any(|pixel| *pixel != pixels[0])
 }
 
 fn check_memory(config: &RunConfig, replicas: usize) -> Result<()> {
@@ -341,6 +362,13 @@ fn resume(folder: &Path, config: &RunConfig, used: &FramesUsed) -> Result<(Netwo
     let changed = before.differences(config);
     if !changed.is_empty() {
         let problem = format!("the run was begun with other settings: {}", changed.join("; "));
+        return Err(Error::bad_file(folder, problem));
+    }
+    let left = config.phases().get(state.phase).map_or(0, |(_, steps)| *steps);
+    if state.phase > config.phases().len() || state.phase_step > left {
+        let (phase, step) = (state.phase, state.phase_step);
+        let problem =
+            format!("state.json is at step {step} of phase {phase}, which the settings do not have");
         return Err(Error::bad_file(folder, problem));
     }
     if (state.frames.count, &state.frames.fingerprint) != (used.count, &used.fingerprint) {

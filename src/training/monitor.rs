@@ -118,8 +118,8 @@ impl Monitor {
             reconstruction: mean * loss.reconstruction,
             sparsity: mean * loss.sparsity,
             loss: mean * loss.total(),
-            unexplained: loss.reconstruction / loss.signal.max(f64::MIN_POSITIVE),
-            balance: loss.sparsity / loss.reconstruction.max(f64::MIN_POSITIVE),
+            unexplained: ratio(loss.reconstruction, loss.signal),
+            balance: ratio(loss.sparsity, loss.reconstruction),
         };
         let line = LogLine {
             step: at.step,
@@ -144,6 +144,11 @@ impl Monitor {
     pub fn bytes(&mut self) -> Result<u64> {
         self.file.stream_position().map_err(Error::io(&self.path, "look at"))
     }
+}
+
+/// Finite whatever is divided by: JSON has no infinity.
+fn ratio(part: f64, whole: f64) -> f64 {
+    (part / whole.max(f64::MIN_POSITIVE)).min(f64::MAX)
 }
 
 /// Reads a log.

@@ -5,13 +5,13 @@ use crate::kernels::filter::MAP_PAD;
 use crate::kernels::{Cpu, Kernel, Simd};
 use crate::network::WeightUpdate;
 
-/// Factor of the learning rate after a fraction `done` of a phase's steps: 1, then linearly down to the end.
-pub fn schedule(training: &Training, done: f64) -> f64 {
+/// Factor of the learning rate at a step of a phase: rising to 1, holding, then linearly down to the end.
+pub fn schedule(training: &Training, step: u64, steps: u64) -> f64 {
     let (hold, end) = (training.rate_hold, training.rate_end);
-    if done <= hold {
-        return 1.0;
-    }
-    1.0 + (end - 1.0) * ((done - hold) / (1.0 - hold)).min(1.0)
+    let rise = (step + 1) as f64 / training.warmup.max(1) as f64;
+    let done = step as f64 / steps.max(1) as f64;
+    let fall = if done <= hold { 1.0 } else { 1.0 + (end - 1.0) * ((done - hold) / (1.0 - hold)).min(1.0) };
+    fall.min(rise)
 }
 
 /// The update of one step.
@@ -143,10 +143,10 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_holds_then_falls_to_its_end() {
-        let training = Training { rate_hold: 0.6, rate_end: 0.05, ..Training::default() };
-        assert_eq!(schedule(&training, 0.3), 1.0);
-        assert!((schedule(&training, 0.8) - 0.525).abs() < 1e-12);
-        assert!((schedule(&training, 1.0) - 0.05).abs() < 1e-12);
+    fn the_rate_rises_holds_then_falls_to_its_end() {
+        let training = Training { warmup: 10, rate_hold: 0.6, rate_end: 0.05, ..Training::default() };
+        for (step, factor) in [(0, 0.1), (4, 0.5), (9, 1.0), (300, 1.0), (800, 0.525), (1000, 0.05)] {
+            assert!((schedule(&training, step, 1000) - factor).abs() < 1e-12, "step {step}");
+        }
     }
 }

@@ -193,10 +193,19 @@ const BATCH: u32 = 256;
 /// Those of [`Settings::check`] and [`Encoder`].
 pub fn write(out: &Path, settings: &Settings, done: impl Fn(u64) + Sync) -> Result<Summary> {
     settings.check()?;
+    let partial = out.join(format!("{LABELS}.partial"));
+    let written = write_all(out, &partial, settings, done);
+    if written.is_err() {
+        // Labels of some of the videos are of no use; the error that matters is the first.
+        let _ = fs::remove_file(&partial);
+    }
+    written
+}
+
+fn write_all(out: &Path, partial: &Path, settings: &Settings, done: impl Fn(u64) + Sync) -> Result<Summary> {
     let formats = encode::formats()?;
     let path = out.join(LABELS);
-    let partial = out.join(format!("{LABELS}.partial"));
-    let file = File::create(&partial).map_err(Error::io(&partial, "create"))?;
+    let file = File::create(partial).map_err(Error::io(partial, "create"))?;
     let mut file = BufWriter::new(file);
     let mut summary = Summary::default();
     for first in (0..settings.videos).step_by(BATCH as usize) {
@@ -217,13 +226,13 @@ pub fn write(out: &Path, settings: &Settings, done: impl Fn(u64) + Sync) -> Resu
             summary.bytes += fs::metadata(&video).map_err(Error::io(&video, "read"))?.len();
             for line in &lines {
                 summary.add(line);
-                serde_json::to_writer(&mut file, line).map_err(|e| Error::io(&partial, "write")(e.into()))?;
-                file.write_all(b"\n").map_err(Error::io(&partial, "write"))?;
+                serde_json::to_writer(&mut file, line).map_err(|e| Error::io(partial, "write")(e.into()))?;
+                file.write_all(b"\n").map_err(Error::io(partial, "write"))?;
             }
         }
     }
-    file.flush().map_err(Error::io(&partial, "write"))?;
-    fs::rename(&partial, &path).map_err(Error::io(&path, "create"))?;
+    file.flush().map_err(Error::io(partial, "write"))?;
+    fs::rename(partial, &path).map_err(Error::io(&path, "create"))?;
     Ok(summary)
 }
 
