@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use ndarray::{Array4, ArrayView4};
 
-use crate::config::{Optimiser, RunConfig};
+use crate::config::{Objective, Optimiser, RunConfig};
 use crate::error::Result;
 use crate::geometry::{Kind, MapShape, StageShape, Support};
 use crate::kernels::{Buffer, Cpu, lanes_for};
@@ -229,16 +229,18 @@ impl Workspace {
 pub fn costs(config: &RunConfig) -> Vec<StageCost> {
     let shapes = config.shapes();
     let supports = crate::geometry::supports(&shapes);
-    let cost = |(shape, support): (StageShape, Support)| StageCost {
+    let joint = config.training.objective != Objective::Local;
+    let cost = |(index, (shape, support)): (usize, (StageShape, Support))| StageCost {
         shape,
         support,
         units: shape.pooled.len(),
         encoder_connections: shape.connections(),
         weights: 2 * shape.connections(),
         encode_flops: 2 * shape.connections(),
-        learn_flops: 10 * shape.connections(),
+        // Encode, decode, two weight gradients and the way back through the decoder; and through the encoder if joint.
+        learn_flops: if joint && index > 0 { 12 } else { 10 } * shape.connections(),
     };
-    shapes.into_iter().zip(supports).map(cost).collect()
+    shapes.into_iter().zip(supports).enumerate().map(cost).collect()
 }
 
 /// Bytes that training takes: weights, optimiser sums and the activations of every replica.
