@@ -176,7 +176,7 @@ fn filters_layout(config: &RunConfig) -> String {
     let shown = (FILTERS_SHOWN / across).clamp(1, positions);
     format!(
         "Each {across} tiles side by side are {which} at one position; the {shown} positions, of {positions}, \
-         are spread over the picture from top left to bottom right."
+         are spread over the picture from its middle to its border."
     )
 }
 
