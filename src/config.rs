@@ -155,8 +155,7 @@ pub struct Training {
     pub optimiser: Optimiser,
     /// Learning rate.
     pub rate: f64,
-    /// Steps at the start of each phase over which the rate rises to its full value: Adagrad's first steps are as long for
-    /// every weight, whatever its gradient, and several replicas take them at once.
+    /// Steps at the start of each phase over which the rate rises to its full value.
     pub warmup: u64,
     /// Fraction of a stage's steps at the full rate; after it the rate falls linearly.
     pub rate_hold: f64,
@@ -166,6 +165,9 @@ pub struct Training {
     pub decoder_norm_bound: f64,
     /// Fraction of the encoder's weights taken away each step (times the schedule's factor).
     pub encoder_decay: f64,
+    /// Largest change of a filter in one step, as a share of its norm; 0 for no limit. Without it a minibatch of outliers,
+    /// or several replicas at once, can throw a stage so far that it never comes back.
+    pub max_step: f64,
     /// Steps between reads of the shared weights (the paper's P).
     pub fetch_every: usize,
     /// Steps between pushes of gradients (the paper's G).
@@ -192,6 +194,7 @@ impl Default for Training {
             rate_end: 0.05,
             decoder_norm_bound: 1.0,
             encoder_decay: 1e-3,
+            max_step: 0.1,
             fetch_every: 1,
             push_every: 1,
             log_every: 100,
@@ -473,6 +476,7 @@ impl RunConfig {
             t.encoder_decay,
             "0 to below 1",
         )?;
+        ensure(at_least_0(t.max_step), "training.max_step", t.max_step, "0 or more")?;
         ensure(t.fetch_every == 1, "training.fetch_every", t.fetch_every, "1 (updates in place)")?;
         ensure(t.push_every == 1, "training.push_every", t.push_every, "1 (updates in place)")?;
         ensure(t.log_every >= 1, "training.log_every", t.log_every, "1 or more steps")?;

@@ -110,11 +110,11 @@ struct Golden {
 struct Descent(f32);
 
 impl WeightUpdate for Descent {
-    fn encoder(&self, weights: &mut [f32], _: &mut [f32], gradient: &[f32]) {
-        weights.iter_mut().zip(gradient).for_each(|(w, g)| *w -= self.0 * g);
+    fn encoder(&self, _: usize, weights: &mut [f32], _: &mut [f32], gradient: &mut [f32]) {
+        weights.iter_mut().zip(gradient).for_each(|(w, g)| *w -= self.0 * *g);
     }
-    fn decoder(&self, _: usize, weights: &mut [f32], sums: &mut [f32], gradient: &[f32]) {
-        self.encoder(weights, sums, gradient);
+    fn decoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
+        self.encoder(maps, weights, sums, gradient);
     }
 }
 
@@ -122,11 +122,11 @@ impl WeightUpdate for Descent {
 struct KeepGradient;
 
 impl WeightUpdate for KeepGradient {
-    fn encoder(&self, _: &mut [f32], sums: &mut [f32], gradient: &[f32]) {
+    fn encoder(&self, _: usize, _: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
         sums.copy_from_slice(gradient);
     }
-    fn decoder(&self, _: usize, weights: &mut [f32], sums: &mut [f32], gradient: &[f32]) {
-        self.encoder(weights, sums, gradient);
+    fn decoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
+        self.encoder(maps, weights, sums, gradient);
     }
 }
 

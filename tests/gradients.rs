@@ -31,10 +31,10 @@ fn configs() -> Vec<RunConfig> {
 struct KeepGradient;
 
 impl WeightUpdate for KeepGradient {
-    fn encoder(&self, _: &mut [f32], sums: &mut [f32], gradient: &[f32]) {
+    fn encoder(&self, _: usize, _: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
         sums.copy_from_slice(gradient);
     }
-    fn decoder(&self, _: usize, _: &mut [f32], sums: &mut [f32], gradient: &[f32]) {
+    fn decoder(&self, _: usize, _: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
         sums.copy_from_slice(gradient);
     }
 }

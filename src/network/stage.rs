@@ -62,12 +62,13 @@ impl Block {
     }
 }
 
-/// Turns the gradient of one position into new weights. Arrays are `[tap, map]`, maps padded by zeros.
+/// Turns the gradient of one position into new weights. Arrays are `[tap, map]` with `maps` (padded by zeros) filters; the
+/// gradient may be used as scratch.
 pub trait WeightUpdate: Sync {
     /// New encoder weights of one position.
-    fn encoder(&self, weights: &mut [f32], sums: &mut [f32], gradient: &[f32]);
-    /// New decoder weights of one position with `maps` (padded) filters.
-    fn decoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &[f32]);
+    fn encoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]);
+    /// New decoder weights of one position.
+    fn decoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]);
 }
 
 /// One stage of the network.
@@ -308,7 +309,7 @@ impl Stage {
                 }
                 filter::weight_gradient(cpu, taps, base, maps, input, &da[first..], step, pairs, gradient);
                 let range = remembered(encoder_sums);
-                update.encoder(encoder, &mut encoder_sums[range], gradient);
+                update.encoder(padded, encoder, &mut encoder_sums[range], gradient);
             }
         }
     }
