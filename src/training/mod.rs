@@ -313,7 +313,7 @@ impl Run<'_> {
         self.monitor.lock().expect("no replica panics")
     }
 
-    /// Writes a checkpoint and removes all but the one before it.
+    /// Writes a checkpoint and removes older ones.
     fn save(&self, state: &State) -> Result<()> {
         let folder = self.out.join("checkpoints").join(format!("step-{:010}", state.step));
         if folder.exists() {
@@ -324,8 +324,11 @@ impl Run<'_> {
             return Err(Error::Diverged { stage: bad + 1, step: state.step });
         }
         checkpoint::save(&folder, self.config, &self.network, self.whitening, state)?;
+        // Two where they are small; of large ones the disk may not hold more than the one.
+        let (weights, sums, _) = training_bytes(self.config, 1);
+        let keep = if weights + sums > 5_000_000_000 { 1 } else { 2 };
         let mut old = checkpoint::all(self.out);
-        old.truncate(old.len().saturating_sub(2));
+        old.truncate(old.len().saturating_sub(keep));
         old.iter().try_for_each(|path| fs::remove_dir_all(path).map_err(Error::io(path, "remove")))
     }
 }
