@@ -443,6 +443,12 @@ impl RunConfig {
             format!("{want} numbers (greedy: one for each stage; together: one)"),
         )?;
         ensure(
+            t.steps.iter().all(|&steps| steps > 0),
+            "training.steps",
+            "0 for a stage",
+            "1 or more steps each",
+        )?;
+        ensure(
             t.schedule == Schedule::Together || t.objective == Objective::Local,
             "training.objective",
             format!("\"{}\" with schedule \"greedy\"", t.objective.name()),

@@ -46,7 +46,7 @@ pub struct Global {
     /// Print the result as one JSON object.
     #[arg(long, global = true)]
     pub json: bool,
-    /// Seed of all randomness; the same seed gives the same result.
+    /// Seed of all randomness; the same seed gives the same result (of training: with mode "sync" and one replica).
     #[arg(long, global = true, default_value_t = 0, value_name = "N")]
     pub seed: u64,
     /// No progress on stderr; warnings and errors remain.
@@ -116,13 +116,12 @@ impl Global {
         }
     }
 
-    /// Uses this many threads from now on, or one per core; returns how many.
+    /// Uses this many threads from now on, or one per core; returns how many were asked for. More than there are cores
+    /// would only wait for each other.
     pub fn use_threads(&self, threads: Option<u16>) -> anyhow::Result<usize> {
-        let threads = match threads {
-            Some(threads) => threads.into(),
-            None => std::thread::available_parallelism()?.get(),
-        };
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+        let cores = std::thread::available_parallelism()?.get();
+        let threads = threads.map_or(cores, usize::from);
+        rayon::ThreadPoolBuilder::new().num_threads(threads.min(cores)).build_global()?;
         Ok(threads)
     }
 

@@ -11,7 +11,7 @@ use signal_hook::flag;
 use striate::config::RunConfig;
 use striate::dataset::Dataset;
 use striate::frames::FrameStore;
-use striate::training::{Options, train};
+use striate::training::{Options, check_folder, train};
 
 use super::Global;
 
@@ -20,7 +20,7 @@ use super::Global;
 #[command(after_help = "\
 Examples:
   striate train configs/small.toml --frames outputs/frames --out outputs/run
-  striate train configs/small.toml --frames pictures/ --out outputs/short --set training.steps=[500,500,500]
+  striate train configs/small.toml --frames pictures/ --out outputs/short --set 'training.steps=[500,500,500]'
   striate train configs/small.toml --frames outputs/frames --out outputs/run --resume
 
 Ctrl-C finishes the step, saves and exits with code 130; --resume goes on from there. A second Ctrl-C quits at once.")]
@@ -39,7 +39,7 @@ pub struct TrainArgs {
     /// Threads; also the number of replicas where the config says 0. Default: one per core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Continue the run in the folder; start it if there is none.
+    /// Continue the run in the folder, with the same settings; start it if there is none.
     #[arg(long)]
     resume: bool,
 }
@@ -47,6 +47,7 @@ pub struct TrainArgs {
 pub fn run(args: TrainArgs, global: Global) -> anyhow::Result<ExitCode> {
     let config = RunConfig::load(&args.config, &args.overrides)?;
     let threads = global.use_threads(args.threads)?;
+    check_folder(&args.out, args.resume)?;
     let store = FrameStore::open(&args.frames)?;
     let bar = global.progress(store.len() as u64, "frames");
     let frames = Dataset::load(&store, config.input_shape(), || bar.inc(1))?;

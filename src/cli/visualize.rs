@@ -26,7 +26,8 @@ Examples:
   striate visualize outputs/run --norm 1 --norm natural --steps 500
 
 Writes RUN/visualize: filters-encoder.png, a sheet stageN.png with a row for each unit (stimuli, then top frames),
-a folder of pictures for each stage, and units.json.")]
+a folder of pictures for each stage, and units.json. What an earlier call wrote
+there is replaced.")]
 pub struct VisualizeArgs {
     /// Run folder of `striate train`.
     run: PathBuf,
@@ -73,6 +74,18 @@ fn unit_count(text: &str) -> Result<usize, String> {
 pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
     global.use_threads(args.threads)?;
     let checkpoint = checkpoint::load_latest(&args.run, false)?;
+    let choice = Choice {
+        units: args.units,
+        stages: args.stages,
+        kind: args.kind,
+        norms: args.norms,
+        steps: args.steps,
+        restarts: args.restarts.into(),
+        from_frames: args.from_frames.into(),
+        top: args.top.into(),
+        seed: global.seed,
+    };
+    choice.check(checkpoint.network.stages.len())?;
     let frames = match args.frames {
         Some(path) => path,
         None => {
@@ -91,17 +104,6 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
     bar.finish();
     global.warn(&dataset.warnings);
 
-    let choice = Choice {
-        units: args.units,
-        stages: args.stages,
-        kind: args.kind,
-        norms: args.norms,
-        steps: args.steps,
-        restarts: args.restarts.into(),
-        from_frames: args.from_frames.into(),
-        top: args.top.into(),
-        seed: global.seed,
-    };
     let bar = global.progress(0, "visualize");
     let (begun, added): (ProgressBar, ProgressBar) = (bar.clone(), bar.clone());
     let progress = Progress {
@@ -113,6 +115,9 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
         on_add: Box::new(move |count| added.inc(count as u64)),
     };
     let out = args.run.join("visualize");
+    if out.join("units.json").exists() {
+        eprintln!("note: {} will be replaced when the new pictures are complete", out.display());
+    }
     let gallery = visualize(&checkpoint, &dataset, &frames, &choice, &out, &progress);
     bar.finish();
     if gallery.is_err() {

@@ -46,6 +46,23 @@ pub struct Choice {
     pub seed: u64,
 }
 
+impl Choice {
+    /// Refuses stages that a network of `count` stages does not have.
+    ///
+    /// # Errors
+    /// Names the stage.
+    pub fn check(&self, count: usize) -> Result<()> {
+        match self.stages.iter().find(|stage| !(1..=count).contains(*stage)) {
+            None => Ok(()),
+            Some(bad) => {
+                let (key, got, want) =
+                    ("--stage".into(), bad.to_string(), format!("a stage from 1 to {count}"));
+                Err(Error::Setting { key, got, want })
+            }
+        }
+    }
+}
+
 /// Norm of a stimulus.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -165,10 +182,7 @@ pub fn visualize(
 ) -> Result<Gallery> {
     let Checkpoint { network, whitening, .. } = checkpoint;
     let count = network.stages.len();
-    if let Some(bad) = choice.stages.iter().find(|stage| !(1..=count).contains(*stage)) {
-        let (key, got, want) = ("--stage".into(), bad.to_string(), format!("a stage from 1 to {count}"));
-        return Err(Error::Setting { key, got, want });
-    }
+    choice.check(count)?;
     let partial = out.with_extension("partial");
     if partial.exists() {
         fs::remove_dir_all(&partial).map_err(Error::io(&partial, "remove"))?;

@@ -79,6 +79,8 @@ pub struct Summary {
     pub finished: bool,
     /// Steps done in the whole run.
     pub steps: u64,
+    /// Steps done by this call.
+    pub new_steps: u64,
     /// Frames learned from.
     pub images: u64,
     /// Seconds of training.
@@ -108,7 +110,11 @@ pub struct StageSummary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let state = if self.finished { "trained" } else { "interrupted and saved" };
+        let state = match (self.finished, self.new_steps) {
+            (true, 0) => "nothing to do, the run is complete",
+            (true, _) => "trained",
+            _ => "interrupted and saved",
+        };
         let Summary { steps, images, seconds, replicas, frames, .. } = self;
         let rate = *images as f64 / seconds.max(1e-9);
         writeln!(f, "{state}: {steps} steps, {images} images ({frames} frames) in {seconds:.0} s")?;
@@ -151,19 +157,8 @@ pub fn train(
     options: &Options,
     watch: impl Fn(u64, Option<&LogLine>) + Sync,
 ) -> Result<Summary> {
+    check_folder(out, options.resume)?;
     let from = checkpoint::latest(out);
-    if is_occupied(out) {
-        if !options.resume {
-            let problem = "holds something already; continue a run with --resume, or choose another folder";
-            return Err(Error::bad_file(out, problem));
-        }
-        if from.is_none() && !out.join("config.toml").is_file() {
-            return Err(Error::bad_file(
-                out,
-                "holds something, but no run to continue; choose another folder",
-            ));
-        }
-    }
     if !(0..frames.len()).any(|index| has_contrast(frames.pixels(index))) {
         let (count, path) = (frames.len(), options.frames);
         let problem = format!("each of the {count} frames is of one colour: there is nothing to learn from");
@@ -213,6 +208,7 @@ pub fn train(
         interrupted: options.interrupted,
     };
     let phases = config.phases();
+    let steps_before = state.step;
     while let Some((stages, steps)) = phases.get(state.phase) {
         run.train_until_checkpoint(&mut state, stages, *steps, replicas, &watch)?;
         if state.phase_step == *steps {
@@ -229,6 +225,7 @@ pub fn train(
         run: out.into(),
         finished: state.phase == phases.len(),
         steps: state.step,
+        new_steps: state.step - steps_before,
         images: state.images,
         seconds: state.seconds,
         replicas,
@@ -331,6 +328,20 @@ impl Run<'_> {
         old.truncate(old.len().saturating_sub(keep));
         old.iter().try_for_each(|path| fs::remove_dir_all(path).map_err(Error::io(path, "remove")))
     }
+}
+
+/// Refuses a folder that a run cannot be written to: one that holds something, unless a run in it is to be continued.
+///
+/// # Errors
+/// As said.
+pub fn check_folder(out: &Path, resume: bool) -> Result<()> {
+    let is_run = checkpoint::latest(out).is_some() || out.join("config.toml").is_file();
+    let problem = match (is_occupied(out), resume) {
+        (true, false) => "holds something already; continue a run with --resume, or choose another folder",
+        (true, true) if !is_run => "holds something, but no run to continue; choose another folder",
+        _ => return Ok(()),
+    };
+    Err(Error::bad_file(out, problem))
 }
 
 /// True if the folder holds anything.
