@@ -95,7 +95,7 @@ const FAILURES: &[Failure] = &[
     ("go on with other settings", "train tiny.toml --frames f --out run --resume --set training.rate=0.5 --set stages.2.maps=3", 1, &["training.rate: 0.02 -> 0.5", "stages.2.maps: 8 -> 3"]),
     ("go on with other frames", "train tiny.toml --frames others --out run --resume", 1, &["other frames", "12 of", "now 6"]),
     ("unknown instruction set", "STRIATE_CPU=nonsense train tiny.toml --frames f --out new", 2, &["STRIATE_CPU", "nonsense", "scalar"]),
-    ("loss that overflows", "train tiny.toml --frames f --out new --set training.optimiser=sgd --set training.rate=1e39 --set training.max_step=0", 1, &["stage 1", "no number", "training.rate"]),
+    ("loss that overflows", "train tiny.toml --frames f --out new --set training.optimiser=sgd --set training.rate=1e39 --set training.warmup=0 --set training.max_step=0", 1, &["stage 1", "no number", "training.rate"]),
     ("no run", "visualize nowhere", 1, &["nowhere", "not a run"]),
     ("frames are no run", "visualize f", 1, &["f: not a run", "no checkpoint"]),
     ("stage that is not there", "visualize run --stage 3", 2, &["--stage", "is 3", "from 1 to 2"]),
