@@ -14,6 +14,21 @@
 //! analysis what does each unit prefer?
 //! report   one HTML file that shows it
 //! ```
+//!
+//! The top stage's values for some pictures, by a network with random weights:
+//!
+//! ```no_run
+//! # fn main() -> striate::Result<()> {
+//! # let pictures = ndarray::Array4::<f32>::zeros((16, 1, 32, 32));
+//! let config = striate::RunConfig::load("configs/small.toml".as_ref(), &[])?;
+//! let network = striate::network::Network::new(&config, 0)?;
+//! let mut work = network.workspace(16);
+//! work.load(pictures.view()); // [picture, channel, row, column]
+//! network.forward(&mut work, 2);
+//! let top = work.values(&network, 2, striate::geometry::Kind::Y);
+//! # Ok(())
+//! # }
+//! ```
 #![warn(missing_docs)]
 
 pub mod analysis;
