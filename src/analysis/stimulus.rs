@@ -288,6 +288,7 @@ mod tests {
     use super::*;
     use crate::config::RunConfig;
     use crate::network::Weights;
+    use crate::network::plain::PlainNetwork;
 
     const CONFIG: &str = "[input]\nheight = 9\nwidth = 8\npreprocess = \"none\"\n\
         [[stages]]\nmaps = 2\nfield = 6\npool = 2\nlcn = 0\nepsilon = 1e-6\n[training]\nsteps = [1]\n";
@@ -348,6 +349,27 @@ mod tests {
             let ratio = f64::from(found.value) / (largest + 1e-6).sqrt();
             assert!((0.999..1.0001).contains(&ratio), "{ratio} of the maximum");
         }
+    }
+
+    #[test]
+    fn fixed_steps_follow_the_plain_definition() {
+        let network = network();
+        let (unit, start) = (Unit { map: 0, row: 1, col: 0 }, noise(&network, 1).remove(0));
+        let ascent = Ascent { steps: 20, step: 0.1, norm: 1.0, adapt: false };
+        let found =
+            preferred_stimuli(&network, 0, Kind::H, &[(unit, start.view())], &ascent).unwrap().remove(0);
+        let weights = |which| network.stages[0].weights(which).mapv(f64::from);
+        let pairs = vec![(weights(Weights::Encoder), weights(Weights::Decoder))];
+        let plain = PlainNetwork::new(&RunConfig::parse(CONFIG, &[]).unwrap(), pairs);
+        let (path, value) = plain.climb(start.mapv(f64::from).view(), Kind::H, unit, 0.1, 20);
+        assert!((f64::from(found.value) / value - 1.0).abs() < 1e-4, "{} instead of {value}", found.value);
+        let worst = found
+            .image
+            .iter()
+            .zip(&path[20])
+            .map(|(&x, want)| (f64::from(x) - want).abs())
+            .fold(0.0, f64::max);
+        assert!(worst < 1e-3 && found.steps == 20, "off by {worst} after {} steps", found.steps);
     }
 
     #[test]

@@ -6,8 +6,6 @@ pub mod plain;
 pub mod preprocess;
 pub mod stage;
 
-use std::ops::Range;
-
 use ndarray::{Array4, ArrayView4};
 
 use crate::config::{Objective, Optimiser, RunConfig};
@@ -217,12 +215,6 @@ impl Workspace {
             None => (&self.input, &mut here[0], &mut self.input_gradient),
         }
     }
-
-    /// Bytes that it takes.
-    pub fn bytes(&self) -> usize {
-        4 * (self.input.len() + self.input_gradient.len())
-            + self.stages.iter().map(Activations::bytes).sum::<usize>()
-    }
 }
 
 /// Sizes and costs of every stage of a config, without allocating it.
@@ -256,12 +248,4 @@ pub fn training_bytes(config: &RunConfig, replicas: usize) -> (u64, u64, u64) {
     let values = |s: &StageShape| s.input.len() + 2 * s.filtered.len() + 4 * s.pooled.len();
     let maps = 2 * config.input_shape().len() + shapes.iter().map(values).sum::<usize>();
     (weights, sums, 4 * (maps * lanes * replicas) as u64)
-}
-
-/// A range of stages as people count them: `1`, or `1 to 3`.
-pub fn stage_names(stages: &Range<usize>) -> String {
-    match stages.len() {
-        1 => format!("{}", stages.start + 1),
-        _ => format!("{} to {}", stages.start + 1, stages.end),
-    }
 }

@@ -368,11 +368,3 @@ impl Stage {
         }
     }
 }
-
-impl Activations {
-    /// The filter-sized scratch is not worth counting; everything else is.
-    pub fn bytes(&self) -> usize {
-        let buffers = [&self.a, &self.h, &self.y, &self.residual, &self.da, &self.dh, &self.dy];
-        4 * buffers.iter().map(|buffer| buffer.len()).sum::<usize>()
-    }
-}
