@@ -6,7 +6,7 @@ use rand::seq::SliceRandom;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::frames::{Colour, FrameStore, fit};
+use crate::frames::{Colour, FrameStore, cut_middle};
 use crate::geometry::MapShape;
 use crate::rng;
 
@@ -43,7 +43,7 @@ impl Dataset {
             let read = store.picture(index).map(|picture| {
                 let as_is = (picture.width() as usize, picture.height() as usize) == (shape.cols, shape.rows);
                 let greyed = shape.channels == 1 && picture.color().has_color();
-                let fitted = fit(&picture, shape.cols as u32, shape.rows as u32, colour).image;
+                let fitted = cut_middle(&picture, shape.cols as u32, shape.rows as u32, colour);
                 let pixels = match shape.channels {
                     1 => fitted.to_luma8().into_raw(),
                     _ => {

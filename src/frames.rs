@@ -3,20 +3,32 @@
 //! A frame set is a folder of WebDataset tar shards, written by [`FrameWriter`]. [`FrameStore`] reads it back, and
 //! also tar shards and folders of pictures from elsewhere.
 
+mod merge;
+mod quality;
+mod record;
+mod shard;
+mod spool;
 mod store;
+mod table;
 mod writer;
 
 use fast_image_resize as fir;
 use image::{DynamicImage, GrayImage, RgbImage};
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::video::sampler::Strategy;
+use crate::rng::ChaCha8Rng;
+use crate::video::over_black;
 
+pub use merge::merge;
+pub use quality::{Dropped, Duplicates, Filters, Quality, quality};
+pub use record::{
+    DropCounts, FRAME_COLUMNS, FrameMetadata, FrameRecord, INPUT_COLUMNS, InputRecord, Outcome, Region,
+};
+pub use spool::Spool;
 pub use store::FrameStore;
+pub use table::{Column, Kind, TableReader, TableWriter};
 pub use writer::{FrameSetSummary, FrameWriter, PictureFormat, WriterOptions};
-
-/// Pictures with a longer side than this are refused, so that a hostile file cannot take all memory.
-pub const MAX_SIDE: u32 = 16_384;
 
 /// Colours of a stored picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,35 +40,31 @@ pub enum Colour {
     Rgb,
 }
 
-/// Where a frame came from and what was done to it; stored beside each picture.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct FrameMetadata {
-    /// The video file as it was named.
-    pub source: String,
-    /// Its path relative to the folder that was named.
-    pub name: String,
-    /// Index of the video stream.
-    pub stream: usize,
-    /// Presentation timestamp in units of the stream.
-    pub pts: i64,
-    /// The same in seconds.
-    pub seconds: f64,
-    /// Width as coded, before rotation.
-    pub original_width: u32,
-    /// Height as coded, before rotation.
-    pub original_height: u32,
-    /// Degrees clockwise by which the coded picture was turned.
-    pub rotation: u32,
-    /// Whether it was mirrored before.
-    pub mirrored: bool,
-    /// How the frame was found.
-    pub strategy: Strategy,
-    /// Seed of the random instants.
-    pub seed: u64,
-    /// Left, top, width and height of what was kept, in pixels of the upright picture.
-    pub crop: [f64; 4],
-    /// FNV-1a hash of the stored picture's pixels before compression, in hexadecimal.
-    pub hash: String,
+/// How a frame gets the shape of the stored pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fit {
+    /// The largest part of that shape is cut out of the middle.
+    Crop,
+    /// It is cut out at a random place.
+    RandomCrop,
+    /// All of it is kept, with black bars.
+    Letterbox,
+    /// All of it is kept, distorted.
+    Stretch,
+}
+
+/// What a frame becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// Width of the stored picture.
+    pub width: u32,
+    /// Height of the stored picture.
+    pub height: u32,
+    /// How a frame of another shape gets this one.
+    pub fit: Fit,
+    /// Grey or RGB.
+    pub colour: Colour,
 }
 
 /// A picture after [`fit`].
@@ -65,53 +73,103 @@ pub struct Fitted {
     pub image: DynamicImage,
     /// Left, top, width and height of what was kept of the original.
     pub crop: [f64; 4],
+    /// Left, top, width and height of where that lies in the picture, if bars surround it.
+    pub placed: Option<[u32; 4]>,
 }
 
-/// Cuts the middle out of a picture in the shape of the target, then scales it by Lanczos, without aliasing.
+/// Gives a picture the shape and size asked, scaled by Lanczos without aliasing; `rng` is for random crops.
 ///
 /// Transparent parts are laid over black.
-pub fn fit(image: &DynamicImage, width: u32, height: u32, colour: Colour) -> Fitted {
+///
+/// # Panics
+/// If the shape has no pixels.
+pub fn fit(image: &DynamicImage, shape: &Shape, rng: &mut ChaCha8Rng) -> Fitted {
+    let Shape { width, height, .. } = *shape;
     assert!(width > 0 && height > 0, "a picture of {width}x{height} is asked");
-    let flat = to_colour(image, colour);
+    let flat = to_colour(image, shape.colour);
     let (from_width, from_height) = (flat.width(), flat.height());
-    let crop = fir::CropBox::fit_src_into_dst_size(from_width, from_height, width, height, None);
-    let (kind, pixels) = match &flat {
+    let whole = fir::CropBox { left: 0.0, top: 0.0, width: from_width.into(), height: from_height.into() };
+    let middle = fir::CropBox::fit_src_into_dst_size(from_width, from_height, width, height, None);
+    let mut placed = None;
+    let (crop, image) = match shape.fit {
+        Fit::Crop => (middle, scale(&flat, middle, width, height)),
+        Fit::RandomCrop => {
+            let mut place = |room: f64| if room > 0.0 { rng.random_range(0.0..=room) } else { 0.0 };
+            let left = place(whole.width - middle.width);
+            let top = place(whole.height - middle.height);
+            let crop = fir::CropBox { left, top, ..middle };
+            (crop, scale(&flat, crop, width, height))
+        }
+        Fit::Stretch => (whole, scale(&flat, whole, width, height)),
+        Fit::Letterbox => {
+            let factor = (f64::from(width) / whole.width).min(f64::from(height) / whole.height);
+            let side = |side: f64, most: u32| ((side * factor).round() as u32).clamp(1, most);
+            let (inner_width, inner_height) = (side(whole.width, width), side(whole.height, height));
+            let inner = scale(&flat, whole, inner_width, inner_height);
+            if (inner_width, inner_height) == (width, height) {
+                (whole, inner)
+            } else {
+                let (left, top) = ((width - inner_width) / 2, (height - inner_height) / 2);
+                placed = Some([left, top, inner_width, inner_height]);
+                let mut all: DynamicImage = match shape.colour {
+                    Colour::Grey => GrayImage::new(width, height).into(),
+                    Colour::Rgb => RgbImage::new(width, height).into(),
+                };
+                match (&mut all, &inner) {
+                    (DynamicImage::ImageLuma8(all), DynamicImage::ImageLuma8(inner)) => {
+                        image::imageops::replace(all, inner, left.into(), top.into());
+                    }
+                    (DynamicImage::ImageRgb8(all), DynamicImage::ImageRgb8(inner)) => {
+                        image::imageops::replace(all, inner, left.into(), top.into());
+                    }
+                    _ => unreachable!("to_colour gave both the same colours"),
+                }
+                (whole, all)
+            }
+        }
+    };
+    Fitted { image, crop: [crop.left, crop.top, crop.width, crop.height], placed }
+}
+
+/// The largest part of the shape `width` to `height` out of the middle of a picture, scaled to that size.
+pub fn cut_middle(image: &DynamicImage, width: u32, height: u32, colour: Colour) -> DynamicImage {
+    let flat = to_colour(image, colour);
+    let middle = fir::CropBox::fit_src_into_dst_size(flat.width(), flat.height(), width, height, None);
+    scale(&flat, middle, width, height)
+}
+
+/// A part of a grey or RGB picture in another size.
+fn scale(flat: &DynamicImage, crop: fir::CropBox, width: u32, height: u32) -> DynamicImage {
+    let (from_width, from_height) = (flat.width(), flat.height());
+    let whole = crop.width == f64::from(from_width) && crop.height == f64::from(from_height);
+    if whole && (from_width, from_height) == (width, height) {
+        return flat.clone();
+    }
+    let (kind, pixels) = match flat {
         DynamicImage::ImageLuma8(grey) => (fir::PixelType::U8, grey.as_raw()),
         DynamicImage::ImageRgb8(rgb) => (fir::PixelType::U8x3, rgb.as_raw()),
         _ => unreachable!("to_colour gives grey or RGB"),
     };
-    let scaled = if (from_width, from_height) == (width, height) {
-        flat
-    } else {
-        let source = fir::images::ImageRef::new(from_width, from_height, pixels, kind);
-        let mut scaled = fir::images::Image::new(width, height, kind);
-        let options = fir::ResizeOptions::new()
-            .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Lanczos3))
-            .crop(crop.left, crop.top, crop.width, crop.height);
-        let resized = source.map(|source| fir::Resizer::new().resize(&source, &mut scaled, &options));
-        assert!(matches!(resized, Ok(Ok(()))), "{from_width}x{from_height} to {width}x{height}: {resized:?}");
-        let pixels = scaled.into_vec();
-        match colour {
-            Colour::Grey => GrayImage::from_raw(width, height, pixels).map(Into::into),
-            Colour::Rgb => RgbImage::from_raw(width, height, pixels).map(Into::into),
-        }
-        .expect("as many pixels as asked")
-    };
-    Fitted { image: scaled, crop: [crop.left, crop.top, crop.width, crop.height] }
+    let source = fir::images::ImageRef::new(from_width, from_height, pixels, kind);
+    let mut scaled = fir::images::Image::new(width, height, kind);
+    let options = fir::ResizeOptions::new()
+        .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Lanczos3))
+        .crop(crop.left, crop.top, crop.width, crop.height);
+    let resized = source.map(|source| fir::Resizer::new().resize(&source, &mut scaled, &options));
+    assert!(matches!(resized, Ok(Ok(()))), "{from_width}x{from_height} to {width}x{height}: {resized:?}");
+    let pixels = scaled.into_vec();
+    match kind {
+        fir::PixelType::U8 => GrayImage::from_raw(width, height, pixels).map(Into::into),
+        _ => RgbImage::from_raw(width, height, pixels).map(Into::into),
+    }
+    .expect("as many pixels as asked")
 }
 
 /// The picture as 8-bit grey or RGB; transparent parts are laid over black.
 pub fn to_colour(image: &DynamicImage, colour: Colour) -> DynamicImage {
     let has_colour = image.color().has_color();
     if image.color().has_alpha() {
-        let mut rgba = image.to_rgba8();
-        for pixel in rgba.pixels_mut() {
-            let [colours @ .., alpha] = &mut pixel.0;
-            for v in colours {
-                *v = ((u16::from(*v) * u16::from(*alpha) + 127) / 255) as u8;
-            }
-        }
-        return to_colour(&DynamicImage::ImageRgba8(rgba).to_rgb8().into(), colour);
+        return to_colour(&over_black(image).into(), colour);
     }
     match colour {
         Colour::Rgb => image.to_rgb8().into(),
@@ -132,6 +190,14 @@ pub fn to_colour(image: &DynamicImage, colour: Colour) -> DynamicImage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn fit(image: &DynamicImage, width: u32, height: u32, colour: Colour) -> Fitted {
+        as_asked(image, Shape { width, height, fit: Fit::Crop, colour }, 0)
+    }
+
+    fn as_asked(image: &DynamicImage, shape: Shape, seed: u64) -> Fitted {
+        super::fit(image, &shape, &mut crate::rng::stream(seed, "test", 0))
+    }
 
     #[test]
     fn the_middle_is_kept_in_the_shape_of_the_target() {
@@ -177,5 +243,33 @@ mod tests {
         let half = image::RgbaImage::from_pixel(1, 1, image::Rgba([200, 100, 0, 128]));
         let flat = to_colour(&half.into(), Colour::Rgb);
         assert_eq!(flat.to_rgb8().get_pixel(0, 0).0, [100, 50, 0]);
+    }
+
+    #[test]
+    fn a_random_crop_is_anywhere_and_the_whole_is_kept_between_bars_or_distorted() {
+        // The value of a pixel is its column.
+        let wide: DynamicImage = GrayImage::from_fn(200, 50, |x, _| image::Luma([x as u8])).into();
+        let shape = |fit| Shape { width: 50, height: 50, fit, colour: Colour::Grey };
+        let lefts: Vec<f64> =
+            (0..200).map(|seed| as_asked(&wide, shape(Fit::RandomCrop), seed).crop[0]).collect();
+        assert!(lefts.iter().all(|left| (0.0..=150.0).contains(left)));
+        let mean = lefts.iter().sum::<f64>() / 200.0;
+        assert!((mean - 75.0).abs() < 4.0 * 43.3 / 200f64.sqrt(), "{mean}");
+        let random = as_asked(&wide, shape(Fit::RandomCrop), 5);
+        let middle = f64::from(random.image.to_luma8().get_pixel(25, 25).0[0]);
+        assert!((middle - random.crop[0] - 25.0).abs() < 1.5 && random.placed.is_none());
+
+        let boxed = as_asked(&wide, shape(Fit::Letterbox), 0);
+        assert_eq!((boxed.crop, boxed.placed), ([0.0, 0.0, 200.0, 50.0], Some([0, 18, 50, 13])));
+        let grey = boxed.image.to_luma8();
+        assert_eq!((grey.get_pixel(40, 17).0[0], grey.get_pixel(40, 31).0[0]), (0, 0));
+        assert!(grey.get_pixel(40, 25).0[0].abs_diff(162) <= 2);
+
+        let stretched = as_asked(&wide, shape(Fit::Stretch), 0);
+        assert!(
+            stretched.placed.is_none() && stretched.image.to_luma8().get_pixel(40, 3).0[0].abs_diff(162) <= 2
+        );
+        let rgb = Shape { colour: Colour::Rgb, ..shape(Fit::Letterbox) };
+        assert_eq!(as_asked(&wide, rgb, 0).image.color(), image::ColorType::Rgb8);
     }
 }

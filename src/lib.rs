@@ -7,6 +7,7 @@
 //! error, rng, geometry, config     what everything shares
 //! video    files -> decoded frames at chosen instants, and drawn videos with ground truth
 //! frames   frames -> tar shards on disk, and any pictures back from disk
+//! sampling the two together, in worker processes, in a fixed order
 //! dataset  pictures -> shuffled minibatches of the network's input size
 //! kernels  the arithmetic of one layer, for each instruction set
 //! network  stages in order: forward, objective, gradients, whitening, checkpoints
@@ -41,6 +42,7 @@ pub mod kernels;
 pub mod network;
 pub mod report;
 pub mod rng;
+pub mod sampling;
 pub mod training;
 pub mod verify;
 pub mod video;

@@ -53,7 +53,7 @@ fn sequential(path: &Path, count: usize) -> (Vec<i64>, BTreeMap<usize, RgbImage>
     for number in 0..stamps.len() {
         video.advance().unwrap();
         if number % step == 0 || number + 1 == stamps.len() {
-            pictures.insert(number, video.picture().unwrap());
+            pictures.insert(number, video.picture().unwrap().image);
         }
     }
     (stamps, pictures)
@@ -78,7 +78,11 @@ fn a_jump_shows_the_same_frame_as_decoding_from_the_start() {
             for pts in [stamps[number], next - 1] {
                 let at = video.seek(pts).unwrap();
                 assert_eq!(at.pts, stamps[number], "{}: frame {number} by {pts}", path.display());
-                assert!(video.picture().unwrap() == *picture, "{}: frame {number} differs", path.display());
+                assert!(
+                    video.picture().unwrap().image == *picture,
+                    "{}: frame {number} differs",
+                    path.display()
+                );
                 compared += 1;
             }
         }
@@ -135,19 +139,24 @@ fn frames_are_those_of_the_ffmpeg_program_upright_and_in_the_same_colours() {
     }
 }
 
-/// The content of every file of a frame set, the times in `inputs.jsonl` taken out.
+/// The content of every file of a frame set but for the time that each input took.
 fn content(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
-    let read = |path: PathBuf| {
+    let mut content = BTreeMap::new();
+    for path in files(folder) {
         let bytes = fs::read(&path).unwrap();
-        if name(&path) != "inputs.jsonl" {
-            return (name(&path), bytes);
-        }
-        let lines: Vec<_> =
-            text(&bytes).lines().map(|l| l.split(",\"took").next().unwrap().to_string()).collect();
-        (name(&path), lines.join("\n").into_bytes())
-    };
-    files(folder).into_iter().map(read).collect()
+        let bytes = match &*name(&path) {
+            "journal.jsonl" => {
+                let cut = |line: &str| line.split(",\"seconds_spent").next().unwrap().to_string();
+                text(&bytes).lines().map(cut).collect::<Vec<_>>().join("\n").into_bytes()
+            }
+            // Its rows are those of the journal.
+            "inputs.parquet" => Vec::new(),
+            _ => bytes,
+        };
+        content.insert(name(&path), bytes);
+    }
+    content
 }
 
 #[test]
@@ -165,7 +174,7 @@ fn the_same_seed_gives_the_same_frame_set_on_any_number_of_threads() {
     let one = make("one", &["--threads", "1", "--seed", "7"]);
     let many = make("many", &["--threads", "5", "--seed", "7"]);
     let other = make("other", &["--threads", "5", "--seed", "8"]);
-    assert!(one == many && one["index.jsonl"] != other["index.jsonl"]);
+    assert!(one == many && one["frames.parquet"] != other["frames.parquet"]);
 
     // One video alone gives the frames that it gives among others.
     let alone = folder.path().join("alone");
@@ -223,10 +232,15 @@ fn damaged_files_are_named_and_the_rest_is_sampled() {
         assert_eq!(found.count(), 2, "{name}");
     }
 
-    // The same again: refused, then allowed, then strict about the skipped files.
+    // The same again has nothing to do; other settings are refused; strict is strict about the skipped files.
+    let before = content(&out);
     let again = sample(&arguments);
-    assert_eq!(again.status.code(), Some(1));
-    assert!(text(&again.stderr).contains("already holds a frame set"), "{}", text(&again.stderr));
+    assert_eq!(again.status.code(), Some(0), "{}", text(&again.stderr));
+    assert!(content(&out) == before);
+    let otherwise = sample(&[&arguments[..], &["--grey"]].concat());
+    assert_eq!(otherwise.status.code(), Some(1));
+    let refusal = text(&otherwise.stderr);
+    assert!(refusal.contains("made otherwise (shape.colour: \"rgb\" -> \"grey\")"), "{refusal}");
     let strict = sample(&[&arguments[..], &["--overwrite", "--strict"]].concat());
     assert_eq!(strict.status.code(), Some(3), "{}", text(&strict.stderr));
     let empty = broken.join("empty.mp4");
@@ -234,4 +248,87 @@ fn damaged_files_are_named_and_the_rest_is_sampled() {
     let none = sample(&[empty.to_str().unwrap(), "--out", nothing.to_str().unwrap()]);
     assert_eq!(none.status.code(), Some(1));
     assert!(text(&none.stderr).contains("no frame could be sampled") && !nothing.exists());
+}
+
+#[test]
+fn killed_at_any_moment_and_started_again_it_ends_with_the_same_bytes() {
+    let Some(videos) = data("videos") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let command = |out: &Path| {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("striate"));
+        command.args(["sample", "--quiet", "--per-video=6", "--size=32", "--frames-per-shard=20"]);
+        command.arg(&videos).arg("--out").arg(out).stderr(std::process::Stdio::null());
+        command.stdout(std::process::Stdio::null());
+        command
+    };
+    let whole = folder.path().join("whole");
+    let start = std::time::Instant::now();
+    assert!(command(&whole).status().unwrap().success());
+    let took = start.elapsed();
+    let mut killed = 0;
+    for moment in [0.02, 0.3, 0.55, 0.8, 0.97] {
+        let out = folder.path().join(format!("killed-{moment}"));
+        let mut run = command(&out).spawn().unwrap();
+        std::thread::sleep(took.mul_f64(moment));
+        killed += u32::from(run.try_wait().unwrap().is_none());
+        run.kill().unwrap();
+        run.wait().unwrap();
+        assert!(command(&out).status().unwrap().success(), "after a kill at {moment}");
+        assert!(content(&out) == content(&whole), "after a kill at {moment}");
+    }
+    assert!(killed >= 3, "only {killed} of 5 runs were still going on");
+}
+
+#[test]
+fn parts_of_a_collection_join_to_the_whole() {
+    let Some(videos) = data("videos") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let videos = videos.to_str().unwrap();
+    let done = |arguments: &[&str]| {
+        let program = assert_cmd::cargo::cargo_bin!("striate");
+        let done = Command::new(program).args(arguments).output().unwrap();
+        assert!(done.status.success(), "{arguments:?}: {}", text(&done.stderr));
+    };
+    let mut parts = Vec::new();
+    for shard in 0..3 {
+        parts.push(at(&format!("part-{shard}")));
+        let part = format!("{shard}/3");
+        done(&["sample", videos, "--size=32", "--out", &parts[shard], "--shard", &part]);
+    }
+    done(&["sample", videos, "--size=32", "--out", &at("whole")]);
+    done(&["frames", "merge", &parts[0], &parts[1], &parts[2], "--out", &at("merged")]);
+    let frames = |name: &str| -> BTreeMap<String, serde_json::Value> {
+        let store = FrameStore::open(&folder.path().join(name)).unwrap();
+        let all = (0..store.len()).map(|i| (store.key(i).to_string(), store.metadata(i).unwrap().unwrap()));
+        all.collect()
+    };
+    assert!(frames("merged") == frames("whole") && frames("whole").len() > 25);
+}
+
+#[test]
+fn a_file_that_takes_too_long_or_too_much_memory_costs_that_file_only() {
+    let Some(videos) = data("videos") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    // Little to store, much to decode.
+    let large = folder.path().join("large.png");
+    RgbImage::new(8000, 4000).save(&large).unwrap();
+    let run = |name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        let pancake = videos.join("pancake.mkv");
+        let common = [large.to_str().unwrap(), pancake.to_str().unwrap(), "--size=32", "--out"];
+        let out_text = out.to_str().unwrap();
+        let done = sample(&[&common[..], &[out_text], more].concat());
+        (done.status.code(), text(&done.stderr), FrameStore::open(&out).map_or(0, |store| store.len()))
+    };
+    let (code, words, frames) = run("slow", &["--every=40ms", "--time-limit=1ms"]);
+    assert_eq!((code, frames), (Some(1), 0), "{words}");
+    assert!(words.contains("took longer than the time limit"), "{words}");
+    let (code, words, frames) = run("large", &["--memory-limit=64MB"]);
+    assert!(code == Some(0) && frames == 1, "{words}");
+    assert!(words.contains("large.png: needs more memory than the limit of 64 MB"), "{words}");
+    let (code, words, frames) = run("enough", &[]);
+    assert_eq!((code, frames), (Some(0), 2), "{words}");
+    let (code, words, frames) = run("together", &["--isolate=false"]);
+    assert_eq!((code, frames), (Some(0), 2), "{words}");
 }

@@ -2,6 +2,7 @@
 //!
 //! Results go to stdout, as text or with `--json` as one JSON object; progress, warnings and errors go to stderr.
 
+mod frames;
 mod info;
 mod report;
 mod sample;
@@ -9,6 +10,7 @@ mod synth;
 mod train;
 mod verify;
 mod visualize;
+mod worker;
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
@@ -57,12 +59,15 @@ pub struct Global {
 #[derive(Subcommand)]
 enum Command {
     Synth(synth::SynthArgs),
-    Sample(sample::SampleArgs),
+    Sample(Box<sample::SampleArgs>),
+    Frames(frames::FramesArgs),
     Train(train::TrainArgs),
     Visualize(visualize::VisualizeArgs),
     Report(report::ReportArgs),
     Verify(verify::VerifyArgs),
     Info(info::InfoArgs),
+    #[command(hide = true)]
+    Worker(worker::WorkerArgs),
 }
 
 /// Parses the command line, runs the command and reports an error with its causes.
@@ -84,12 +89,14 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let global = cli.global;
     match cli.command {
         Command::Synth(args) => synth::run(args, &global)?,
-        Command::Sample(args) => return sample::run(args, global),
+        Command::Sample(args) => return sample::run(*args, global),
+        Command::Frames(args) => frames::run(args, global)?,
         Command::Train(args) => return train::run(args, global),
         Command::Visualize(args) => visualize::run(args, global)?,
         Command::Report(args) => report::run(args, global)?,
         Command::Verify(args) => verify::run(args, global)?,
         Command::Info(args) => info::run(args, global)?,
+        Command::Worker(args) => return worker::run(args),
     }
     Ok(ExitCode::SUCCESS)
 }

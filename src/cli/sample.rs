@@ -1,72 +1,183 @@
-//! `striate sample`: videos -> frame set.
-//!
-//! Threads take one video each and hand over compressed frames; one thread writes them in the order of the videos.
-//! How far they may run ahead of it is bounded, and with it the memory.
+//! `striate sample`: videos and pictures -> frame set.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Condvar, Mutex};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::bail;
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 use serde::Serialize;
 
 use super::Global;
-use striate::error::Result;
-use striate::frames::{Colour, FrameMetadata, FrameWriter, PictureFormat, WriterOptions, fit};
-use striate::rng::stable_hash;
-use striate::video::sampler::{self, Input};
+use striate::frames::{
+    Colour, DropCounts, Filters, Fit, FrameWriter, InputRecord, Outcome, PictureFormat, Shape, WriterOptions,
+};
+use striate::sampling::{self, Isolation, Job, TimeLimit, inputs};
+use striate::video::Interlaced;
+use striate::video::sampler::{Strategy, Streams};
 
-/// Takes frames at random instants from videos and stores them as tar shards.
+/// Takes frames from videos and pictures and stores them as tar shards.
+///
+/// The same command again continues what was interrupted, or adds videos that are new.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct SampleArgs {
-    /// Video files, and folders that are searched for videos.
-    #[arg(required = true, value_name = "VIDEOS")]
-    videos: Vec<PathBuf>,
+    /// Videos and pictures, folders that are searched for them, and patterns such as "day*/**/*.mp4".
+    #[arg(required_unless_present = "list", value_name = "INPUTS")]
+    inputs: Vec<PathBuf>,
+    /// A file that names inputs, one to a line (or separated by zero bytes); `-` reads standard input.
+    #[arg(long, value_name = "FILE")]
+    list: Option<PathBuf>,
     /// Folder for the frame set.
     #[arg(long, value_name = "FRAMES")]
     out: PathBuf,
+
     /// Frames to take from each video, at random instants; the paper takes one.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 1, value_name = "N", help_heading = WHICH, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     per_video: u32,
-    /// Size of the stored pictures; the middle of each frame is cut to this shape.
-    #[arg(long, default_value = "200", value_name = "W[xH]", value_parser = parse_size)]
+    /// Take the frames shown at the start and after every such time instead: 2s, 500ms, 1m.
+    #[arg(long, value_name = "TIME", help_heading = WHICH, value_parser = parse_duration, conflicts_with = "per_video")]
+    every: Option<Duration>,
+    /// Take all key frames instead; others are not decoded.
+    #[arg(long, help_heading = WHICH, conflicts_with_all = ["per_video", "every"])]
+    keyframes: bool,
+    /// Take the frames shown at these times after the start instead: 1.5,00:01:30.
+    #[arg(long, value_name = "TIMES", help_heading = WHICH, value_delimiter = ',', value_parser = parse_time,
+        conflicts_with_all = ["per_video", "every", "keyframes"])]
+    at: Vec<f64>,
+    /// Video streams of a file to look into.
+    #[arg(long, value_enum, default_value_t = StreamsArg::Best, help_heading = WHICH)]
+    streams: StreamsArg,
+    /// Take only the inputs that belong to part I of N, counted from 0: every machine of N takes its own.
+    #[arg(long, value_name = "I/N", help_heading = WHICH, value_parser = parse_shard)]
+    shard: Option<(u64, u64)>,
+
+    /// Size of the stored pictures.
+    #[arg(long, default_value = "200", value_name = "W[xH]", help_heading = WHAT, value_parser = parse_size)]
     size: (u32, u32),
+    /// How a frame gets this shape.
+    #[arg(long, value_enum, default_value_t = FitArg::Crop, help_heading = WHAT)]
+    fit: FitArg,
     /// Store grey pictures.
-    #[arg(long)]
+    #[arg(long, help_heading = WHAT)]
     grey: bool,
-    /// Compression of the pictures.
-    #[arg(long, value_enum, default_value_t = Format::Jpg)]
+    /// What becomes of interlaced frames.
+    #[arg(long, value_enum, default_value_t = InterlacedArg::Field, help_heading = WHAT)]
+    interlaced: InterlacedArg,
+    /// Compression of the pictures; png and webp are without loss.
+    #[arg(long, value_enum, default_value_t = Format::Jpg, help_heading = WHAT)]
     format: Format,
     /// Quality of JPEG pictures, 1 to 100.
-    #[arg(long, default_value_t = 95, value_name = "Q", value_parser = clap::value_parser!(u8).range(1..=100))]
+    #[arg(long, default_value_t = 95, value_name = "Q", help_heading = WHAT, value_parser = clap::value_parser!(u8).range(1..=100))]
     quality: u8,
-    /// Fail with exit code 3 if any video had to be skipped; the others are stored all the same.
-    #[arg(long)]
+
+    /// Leave out such frames; they are counted, and no others are taken in their place.
+    #[arg(long, value_name = "KINDS", value_enum, value_delimiter = ',', help_heading = FILTERS)]
+    drop: Vec<DropArg>,
+    /// Leave out frames whose upright original is smaller.
+    #[arg(long, value_name = "W[xH]", help_heading = FILTERS, value_parser = parse_size)]
+    min_size: Option<(u32, u32)>,
+    /// "dark": the mean luma of the stored picture is below this, of 255.
+    #[arg(long, value_name = "LUMA", default_value_t = Filters::DARK, help_heading = FILTERS)]
+    dark_below: f32,
+    /// "uniform": the standard deviation of the luma is below this.
+    #[arg(long, value_name = "LUMA", default_value_t = Filters::UNIFORM, help_heading = FILTERS)]
+    uniform_below: f32,
+    /// "blurred": the sharpness is below this.
+    #[arg(long, value_name = "SHARPNESS", default_value_t = Filters::BLURRED, help_heading = FILTERS)]
+    blurred_below: f32,
+    /// "duplicates": the perceptual hash differs from an earlier frame's in at most so many of 64 bits.
+    #[arg(long, value_name = "BITS", default_value_t = Filters::DUPLICATES, help_heading = FILTERS, value_parser = clap::value_parser!(u32).range(0..=16))]
+    duplicate_bits: u32,
+
+    /// Decode in worker processes, so that a file that crashes the decoder costs that file only.
+    #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true,
+        action = ArgAction::Set, value_name = "BOOL", help_heading = FAULTS)]
+    isolate: bool,
+    /// Longest time for a file [default: a minute and 50 s for each megabyte].
+    #[arg(long, value_name = "TIME", help_heading = FAULTS, value_parser = parse_duration)]
+    time_limit: Option<Duration>,
+    /// Most memory of a worker process: 500MB, 2GB.
+    #[arg(long, value_name = "BYTES", default_value = "2GB", help_heading = FAULTS, value_parser = parse_bytes)]
+    memory_limit: u64,
+    /// Fail with exit code 3 if any file had to be skipped; the others are stored all the same.
+    #[arg(long, help_heading = FAULTS)]
     strict: bool,
     /// Replace the frame set in the folder, once the new one is complete.
-    #[arg(long)]
+    #[arg(long, help_heading = FAULTS)]
     overwrite: bool,
-    /// Videos to decode at the same time; the result is the same for any number [default: all cores].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// Frames of a tar shard; a shard is what an interruption can cost at most.
+    #[arg(long, value_name = "N", default_value_t = 1000, help_heading = FAULTS, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    frames_per_shard: u64,
+    /// Files to decode at the same time; the result is the same for any number [default: all cores].
+    #[arg(long, value_name = "N", help_heading = FAULTS, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 }
 
-const EXAMPLES: &str = "\
-Example, 20 frames of 64x64 pixels from every video below a folder:
-  striate sample my-videos/ --out outputs/frames --size 64 --per-video 20
+const WHICH: &str = "Which frames";
+const WHAT: &str = "What a frame becomes";
+const FILTERS: &str = "Filters";
+const FAULTS: &str = "Scale and faults";
 
-The folder then holds tar shards (WebDataset: key.jpg and key.json), index.jsonl with a line for
-every frame, inputs.jsonl with a line for every video, and frames.json once it is complete.";
+const EXAMPLES: &str = "\
+Examples:
+  striate sample my-videos/ --out outputs/frames --size 64 --per-video 20
+  striate sample 'films/**/*.mkv' --out outputs/keys --keyframes --drop dark,duplicates
+  find /data -name '*.mp4' -print0 | striate sample --list - --out outputs/frames --every 2s
+  striate sample /data --out outputs/part-$SLURM_ARRAY_TASK_ID --shard $SLURM_ARRAY_TASK_ID/100
+  striate frames merge outputs/part-* --out outputs/frames
+
+The folder then holds tar shards (WebDataset: key.jpg and key.json), frames.parquet with a row for
+every frame, inputs.parquet with a row for every file and what became of it, and frames.json.";
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Format {
     Jpg,
     Png,
+    Webp,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FitArg {
+    /// Cut the largest part of this shape out of the middle.
+    Crop,
+    /// Cut it out at a random place.
+    RandomCrop,
+    /// Keep all, with black bars.
+    Letterbox,
+    /// Keep all, distorted.
+    Stretch,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum StreamsArg {
+    /// The one that players choose.
+    Best,
+    /// Each, as a video of its own.
+    All,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum InterlacedArg {
+    /// Show the first of its two fields.
+    Field,
+    /// Keep both, combed.
+    Keep,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum DropArg {
+    /// Nearly black.
+    Dark,
+    /// Nearly of one colour.
+    Uniform,
+    /// Not sharp.
+    Blurred,
+    /// Nearly the same as an earlier frame of this or another video.
+    Duplicates,
 }
 
 fn parse_size(text: &str) -> Result<(u32, u32), String> {
@@ -78,16 +189,69 @@ fn parse_size(text: &str) -> Result<(u32, u32), String> {
     }
 }
 
+/// A number and the unit after it.
+fn number_with_unit(text: &str) -> Option<(f64, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    Some((number.parse().ok()?, unit.trim()))
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let seconds = number_with_unit(text).and_then(|(number, unit)| match unit {
+        "ms" => Some(number / 1000.0),
+        "s" | "" => Some(number),
+        "m" | "min" => Some(number * 60.0),
+        "h" => Some(number * 3600.0),
+        _ => None,
+    });
+    let sensible = seconds.filter(|seconds| (0.001..=1e6).contains(seconds));
+    sensible.map(Duration::from_secs_f64).ok_or("expected a time such as 2s, 500ms, 1.5m or 1h".into())
+}
+
+fn parse_time(text: &str) -> Result<f64, String> {
+    let parts = text.split(':').map(|part| part.parse::<f64>().ok().filter(|v| (0.0..1e7).contains(v)));
+    let parts: Option<Vec<f64>> = parts.collect();
+    let parts = parts.filter(|parts| parts.len() <= 3);
+    let seconds = parts.map(|parts| parts.iter().fold(0.0, |sum, part| 60.0 * sum + part));
+    seconds.ok_or("expected seconds or HH:MM:SS, such as 1.5 or 00:01:30".into())
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let bytes = number_with_unit(text).and_then(|(number, unit)| {
+        let factor = match unit.to_ascii_uppercase().trim_end_matches('B') {
+            "K" => 1e3,
+            "M" => 1e6,
+            "G" => 1e9,
+            "KI" => f64::from(1 << 10),
+            "MI" => f64::from(1 << 20),
+            "GI" => f64::from(1 << 30),
+            _ => return None,
+        };
+        Some((number * factor) as u64)
+    });
+    bytes.filter(|&bytes| bytes >= 64_000_000).ok_or("expected at least 64MB, such as 500MB or 2GB".into())
+}
+
+fn parse_shard(text: &str) -> Result<(u64, u64), String> {
+    let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    parts.filter(|(i, n)| i < n).ok_or("expected I/N with I from 0 to N-1, such as 0/4".into())
+}
+
 /// What `striate sample` did.
 #[derive(Serialize)]
 struct Report {
-    files: usize,
-    sampled: usize,
-    skipped: usize,
+    /// Input files in the set.
+    files: u64,
+    sampled: u64,
+    skipped: u64,
+    /// Of the files, those that were there before.
+    done_before: u64,
     frames: u64,
+    dropped: DropCounts,
     shards: u64,
     bytes: u64,
     out: PathBuf,
+    /// Files that this run skipped.
     skipped_files: Vec<Skipped>,
 }
 
@@ -99,82 +263,176 @@ struct Skipped {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Report { files, sampled, skipped, frames, shards, .. } = self;
+        let Report { files, sampled, skipped, frames, shards, done_before, .. } = self;
         let plural = |n: u64| if n == 1 { "" } else { "s" };
         let megabytes = self.bytes as f64 / 1e6;
-        writeln!(f, "{frames} frame{} from {sampled} of {files} files, {skipped} skipped", plural(*frames))?;
+        write!(f, "{frames} frame{} from {sampled} of {files} files, {skipped} skipped", plural(*frames))?;
+        if *done_before > 0 {
+            write!(f, " ({done_before} files were done before)")?;
+        }
+        writeln!(f)?;
+        if self.dropped.total() > 0 {
+            let named = self.dropped.named().into_iter().filter(|(_, count)| *count > 0);
+            let named: Vec<String> = named.map(|(reason, count)| format!("{count} {reason}")).collect();
+            writeln!(f, "left out: {}", named.join(", "))?;
+        }
         write!(f, "{shards} shard{}, {megabytes:.1} MB in {}", plural(*shards), self.out.display())
     }
 }
 
-/// A line of `inputs.jsonl`. Only `took_seconds` differs between runs with the same seed.
-#[derive(Serialize)]
-struct InputLine {
-    path: String,
-    outcome: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    frames: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    codec: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    damage: Option<String>,
-    took_seconds: f64,
+impl SampleArgs {
+    fn strategy(&self) -> Strategy {
+        if let Some(every) = self.every {
+            Strategy::Every { seconds: every.as_secs_f64() }
+        } else if self.keyframes {
+            Strategy::Keyframes
+        } else if !self.at.is_empty() {
+            Strategy::Times { seconds: self.at.clone() }
+        } else {
+            Strategy::Random { per_video: self.per_video as usize }
+        }
+    }
+
+    fn job(&self, seed: u64) -> Job {
+        let drops = |kind: DropArg| self.drop.contains(&kind);
+        let (min_width, min_height) = self.min_size.unwrap_or((0, 0));
+        Job {
+            seed,
+            strategy: self.strategy(),
+            streams: match self.streams {
+                StreamsArg::Best => Streams::Best,
+                StreamsArg::All => Streams::All,
+            },
+            interlaced: match self.interlaced {
+                InterlacedArg::Field => Interlaced::Field,
+                InterlacedArg::Keep => Interlaced::Keep,
+            },
+            shape: Shape {
+                width: self.size.0,
+                height: self.size.1,
+                fit: match self.fit {
+                    FitArg::Crop => Fit::Crop,
+                    FitArg::RandomCrop => Fit::RandomCrop,
+                    FitArg::Letterbox => Fit::Letterbox,
+                    FitArg::Stretch => Fit::Stretch,
+                },
+                colour: if self.grey { Colour::Grey } else { Colour::Rgb },
+            },
+            format: match self.format {
+                Format::Jpg => PictureFormat::Jpg(self.quality),
+                Format::Png => PictureFormat::Png,
+                Format::Webp => PictureFormat::WebP,
+            },
+            filters: Filters {
+                min_width,
+                min_height,
+                dark: drops(DropArg::Dark).then_some(self.dark_below),
+                uniform: drops(DropArg::Uniform).then_some(self.uniform_below),
+                blurred: drops(DropArg::Blurred).then_some(self.blurred_below),
+                duplicates: drops(DropArg::Duplicates).then_some(self.duplicate_bits),
+            },
+        }
+    }
 }
 
-/// A video after its turn: frames ready to be written, or why there are none.
-struct Done {
-    line: InputLine,
-    frames: Vec<(Vec<u8>, FrameMetadata)>,
+/// What decides about the frames: a set can only be continued with the same.
+#[derive(Serialize)]
+struct Settings<'a> {
+    #[serde(flatten)]
+    job: &'a Job,
+    frames_per_shard: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shard: Option<String>,
 }
 
 pub fn run(args: SampleArgs, global: Global) -> anyhow::Result<ExitCode> {
-    let inputs = sampler::collect(&args.videos)?;
-    let format = match args.format {
-        Format::Jpg => PictureFormat::Jpg(args.quality),
-        Format::Png => PictureFormat::Png,
-    };
-    let options = WriterOptions { format, overwrite: args.overwrite, ..Default::default() };
-    let mut writer = FrameWriter::create(&args.out, options)?;
-    let colour = if args.grey { Colour::Grey } else { Colour::Rgb };
-    let job = Job { count: args.per_video as usize, seed: global.seed, size: args.size, colour, format };
-    let threads = args.threads.map(usize::from);
-    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-
-    let progress = global.progress(inputs.len() as u64, "sample");
-    let keys = unique_keys(&inputs);
-    let mut skipped_files = Vec::new();
-    in_order(
-        inputs.len(),
-        threads,
-        |i| job.run(&inputs[i]),
-        |i, done| {
-            for (number, (picture, metadata)) in done.frames.iter().enumerate() {
-                writer.add(&format!("{:016x}-{number:06}", keys[i]), picture, metadata)?;
-            }
-            if let Some(reason) = &done.line.reason {
-                progress.suspend(|| eprintln!("skipped: {}: {reason}", done.line.path));
-                skipped_files.push(Skipped { path: done.line.path.clone(), reason: reason.clone() });
-            } else if let Some(damage) = &done.line.damage {
-                progress.suspend(|| eprintln!("warning: {}: {damage}", done.line.path));
-            }
-            progress.inc(1);
-            writer.add_input(&done.line)
-        },
-    )?;
-    progress.finish();
-
-    let (files, skipped) = (inputs.len(), skipped_files.len());
-    if writer.frames() == 0 {
-        bail!("no frame could be sampled: all {files} files were skipped, each named above");
+    let listed = args.list.as_deref().map(inputs::read_list).transpose()?.unwrap_or_default();
+    let mut inputs = inputs::collect(&args.inputs, &listed)?;
+    if let Some((index, count)) = args.shard {
+        inputs.retain(|input| input.belongs_to(index, count, global.seed));
     }
-    let summary = writer.finish(serde_json::json!({
-        "seed": job.seed, "per_video": job.count, "width": job.size.0, "height": job.size.1,
-        "colour": colour, "format": format, "files": files, "skipped": skipped,
-    }))?;
-    let (frames, shards, bytes) = (summary.frames, summary.shards, summary.bytes);
-    let sampled = files - skipped;
-    global.print(&Report { files, sampled, skipped, frames, shards, bytes, out: args.out, skipped_files })?;
+    let job = args.job(global.seed);
+    let options = WriterOptions {
+        overwrite: args.overwrite,
+        frames_per_shard: args.frames_per_shard,
+        ..WriterOptions::new(job.format)
+    };
+    let shard = args.shard.map(|(index, count)| format!("{index}/{count}"));
+    let settings = Settings { job: &job, frames_per_shard: args.frames_per_shard, shard };
+    let mut seen = Vec::new();
+    let mut writer = FrameWriter::open(&args.out, &serde_json::to_value(&settings)?, options, |frame| {
+        let hash = u64::from_str_radix(&frame.metadata.perceptual_hash, 16).unwrap_or(0);
+        seen.extend(job.filters.duplicates.map(|_| (hash, frame.input_key().to_string())));
+    })?;
+    let done_before = writer.summary().inputs;
+    inputs.retain(|input| !writer.is_done(&input.absolute.to_string_lossy()));
+    if inputs.is_empty() && writer.was_complete() {
+        let summary = writer.summary().clone();
+        drop(writer);
+        return report(&args, global, summary, done_before, Vec::new());
+    }
+
+    let (stop, signal) = watch_signals()?;
+    let program = PathBuf::from("/proc/self/exe");
+    let isolation = args.isolate.then(|| Isolation {
+        program,
+        arguments: vec!["worker".into()],
+        time: args.time_limit.map_or(TimeLimit::BySize, TimeLimit::Fixed),
+        memory_bytes: args.memory_limit,
+    });
+    let workers = args.threads.map(usize::from);
+    let workers = workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let options = sampling::Options { workers, isolation };
+    let progress = global.progress(inputs.len() as u64, "sample");
+    let (mut frames, mut skipped_files) = (0, Vec::new());
+    let complete =
+        sampling::run(&job, &inputs, &seen, &mut writer, &options, &stop, |input: &InputRecord| {
+            frames += input.frames;
+            if input.outcome == Outcome::Skipped {
+                let reason = input.reason.clone().unwrap_or_default();
+                progress.suspend(|| eprintln!("skipped: {}: {reason}", input.path));
+                skipped_files.push(Skipped { path: input.path.clone(), reason });
+            } else if let Some(damage) = &input.damage {
+                progress.suspend(|| eprintln!("warning: {}: {damage}", input.path));
+            }
+            progress.set_message(format!("{frames} frames"));
+            progress.inc(1);
+        })?;
+    progress.finish();
+    if !complete {
+        eprintln!("interrupted: the same command goes on from the last finished shard");
+        return Ok(ExitCode::from(128 + signal.load(Ordering::Relaxed) as u8));
+    }
+    if done_before == 0 && frames == 0 && !inputs.is_empty() {
+        let files = inputs.len();
+        match skipped_files.len() == files {
+            true => bail!("no frame could be sampled: all {files} files were skipped, each named above"),
+            false => bail!("no frame could be sampled: the filters left out all frames of {files} files"),
+        }
+    }
+    report(&args, global, writer.finish()?, done_before, skipped_files)
+}
+
+fn report(
+    args: &SampleArgs,
+    global: Global,
+    summary: striate::frames::FrameSetSummary,
+    done_before: u64,
+    skipped_files: Vec<Skipped>,
+) -> anyhow::Result<ExitCode> {
+    let (files, skipped) = (summary.inputs, summary.skipped);
+    global.print(&Report {
+        files,
+        sampled: files - skipped,
+        skipped,
+        done_before,
+        frames: summary.frames,
+        dropped: summary.dropped,
+        shards: summary.shards,
+        bytes: summary.bytes,
+        out: args.out.clone(),
+        skipped_files,
+    })?;
     if args.strict && skipped > 0 {
         eprintln!("error: {skipped} of {files} files were skipped, which --strict does not allow");
         return Ok(ExitCode::from(3));
@@ -182,195 +440,44 @@ pub fn run(args: SampleArgs, global: Global) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is done to every video.
-struct Job {
-    count: usize,
-    seed: u64,
-    size: (u32, u32),
-    colour: Colour,
-    format: PictureFormat,
-}
-
-impl Job {
-    fn run(&self, input: &Input) -> Done {
-        let start = Instant::now();
-        let path = input.path.display().to_string();
-        let sampled = sampler::sample_file(input, self.count, self.seed, |_, picture| {
-            let fitted = fit(&picture.into(), self.size.0, self.size.1, self.colour);
-            let hash = format!("{:016x}", stable_hash(fitted.image.as_bytes()));
-            Ok((self.format.encode(&fitted.image)?, fitted.crop, hash))
-        });
-        let mut line = InputLine {
-            path: path.clone(),
-            outcome: "ok",
-            reason: None,
-            frames: 0,
-            codec: None,
-            damage: None,
-            took_seconds: 0.0,
-        };
-        let mut frames = Vec::new();
-        match sampled {
-            Err(e) => {
-                line.outcome = "skipped";
-                let reason = e.to_string();
-                let prefix = format!("{path}: ");
-                line.reason = Some(reason.strip_prefix(&prefix).unwrap_or(&reason).to_string());
-            }
-            Ok(sample) => {
-                line.frames = sample.frames.len();
-                line.damage = sample.damage.map(|(n, reason)| format!("{n} damaged packets, last: {reason}"));
-                for (at, (bytes, crop, hash)) in sample.frames {
-                    let metadata = FrameMetadata {
-                        source: path.clone(),
-                        name: input.name.clone(),
-                        stream: sample.info.stream,
-                        pts: at.pts,
-                        seconds: at.seconds,
-                        original_width: sample.info.coded_width,
-                        original_height: sample.info.coded_height,
-                        rotation: sample.info.orientation.degrees(),
-                        mirrored: sample.info.orientation.mirrored,
-                        strategy: sample.strategy,
-                        seed: self.seed,
-                        crop,
-                        hash,
-                    };
-                    frames.push((bytes, metadata));
-                }
-                line.codec = Some(sample.info.codec);
-            }
-        }
-        line.took_seconds = start.elapsed().as_secs_f64();
-        Done { line, frames }
+/// Set when the user or the system wants us to stop, and by which signal.
+fn watch_signals() -> anyhow::Result<(Arc<AtomicBool>, Arc<AtomicUsize>)> {
+    let (stop, signal) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // The second time it ends at once.
+        signal_hook::flag::register_conditional_shutdown(number, 128 + number, Arc::clone(&stop))?;
+        signal_hook::flag::register_usize(number, Arc::clone(&signal), number as usize)?;
+        signal_hook::flag::register(number, Arc::clone(&stop))?;
     }
-}
-
-/// A number for each input that depends on its name only, or for equal names under several roots also on how many
-/// came before.
-fn unique_keys(inputs: &[Input]) -> Vec<u64> {
-    let mut seen = std::collections::HashSet::new();
-    let key = |input: &Input| {
-        let names = std::iter::once(input.name.clone()).chain((2..).map(|n| format!("{}#{n}", input.name)));
-        let mut keys = names.map(|name| stable_hash(name.as_bytes()));
-        keys.find(|&key| seen.insert(key)).expect("names without end")
-    };
-    inputs.iter().map(key).collect()
-}
-
-/// Does `work(0)`, `work(1)`... on several threads and gives the results to `take` in this order, on this thread.
-///
-/// At most four results per thread are in memory. Stops at the first error of `take`.
-fn in_order<T: Send>(
-    count: usize,
-    threads: usize,
-    work: impl Fn(usize) -> T + Sync,
-    mut take: impl FnMut(usize, T) -> Result<()>,
-) -> Result<()> {
-    struct State<T> {
-        started: usize,
-        taken: usize,
-        stop: bool,
-        done: BTreeMap<usize, std::thread::Result<T>>,
-    }
-    let state = Mutex::new(State { started: 0, taken: 0, stop: false, done: BTreeMap::new() });
-    let changed = Condvar::new();
-    let lock = || state.lock().expect("no thread panics while it holds the lock");
-    let wait = |guard| changed.wait(guard).expect("no thread panics while it holds the lock");
-    std::thread::scope(|scope| {
-        for _ in 0..threads.min(count) {
-            scope.spawn(|| {
-                loop {
-                    let mut now = lock();
-                    while !now.stop && now.started < count && now.started >= now.taken + 4 * threads {
-                        now = wait(now);
-                    }
-                    if now.stop || now.started == count {
-                        return;
-                    }
-                    let index = now.started;
-                    now.started += 1;
-                    drop(now);
-                    // A bug must reach the waiting thread instead of leaving it to wait for ever.
-                    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(index)));
-                    lock().done.insert(index, result);
-                    changed.notify_all();
-                }
-            });
-        }
-        for index in 0..count {
-            let mut now = lock();
-            let result = loop {
-                match now.done.remove(&index) {
-                    Some(result) => break result,
-                    None => now = wait(now),
-                }
-            };
-            now.taken = index + 1;
-            drop(now);
-            changed.notify_all();
-            let stop = |()| {
-                lock().stop = true;
-                changed.notify_all();
-            };
-            let result = result.unwrap_or_else(|panic| {
-                stop(());
-                std::panic::resume_unwind(panic)
-            });
-            if let Err(e) = take(index, result) {
-                stop(());
-                return Err(e);
-            }
-        }
-        Ok(())
-    })
+    Ok((stop, signal))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
-    fn results_come_in_order_and_never_far_ahead() {
-        let (ahead, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        for threads in [1, 3, 8] {
-            let mut seen = Vec::new();
-            let work = |i: usize| {
-                most.fetch_max(ahead.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                std::thread::sleep(std::time::Duration::from_micros(if i == 0 { 20_000 } else { 10 }));
-                i * i
-            };
-            in_order(200, threads, work, |i, square| {
-                ahead.fetch_sub(1, Ordering::SeqCst);
-                seen.push((i, square));
-                Ok(())
-            })
-            .unwrap();
-            assert_eq!(seen, (0..200).map(|i| (i, i * i)).collect::<Vec<_>>());
-        }
-        assert!(most.into_inner() <= 4 * 8 + 8);
-    }
-
-    #[test]
-    fn an_error_while_writing_ends_the_work() {
-        let started = AtomicUsize::new(0);
-        let result = in_order(
-            1_000_000,
-            4,
-            |_| started.fetch_add(1, Ordering::SeqCst),
-            |i, _| {
-                if i == 5 { Err(striate::Error::Mismatch("full".into())) } else { Ok(()) }
-            },
-        );
-        assert!(result.is_err() && started.into_inner() < 100);
-    }
-
-    #[test]
-    fn sizes_are_one_number_or_two() {
+    fn sizes_times_and_parts_are_read_or_refused() {
         assert_eq!((parse_size("64"), parse_size("64x48")), (Ok((64, 64)), Ok((64, 48))));
         for wrong in ["", "0", "x", "64x", "64x48x3", "-1", "5000", "1e3"] {
             assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+        let seconds = |text: &str| parse_duration(text).map(|time| time.as_secs_f64());
+        assert_eq!(["2s", "500ms", "1.5m", "1h", "3"].map(seconds), [2.0, 0.5, 90.0, 3600.0, 3.0].map(Ok));
+        for wrong in ["", "s", "0s", "-1s", "2 weeks", "1.2.3s", "nan", "inf"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(["1.5", "01:30", "1:00:01.25"].map(parse_time), [1.5, 90.0, 3601.25].map(Ok));
+        for wrong in ["", ":", "1:2:3:4", "-1", "nan", "1s"] {
+            assert!(parse_time(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(["500MB", "2GB", "1GiB"].map(parse_bytes), [500_000_000, 2_000_000_000, 1 << 30].map(Ok));
+        for wrong in ["", "2", "1MB", "2TBs", "GB"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(parse_shard("2/3"), Ok((2, 3)));
+        for wrong in ["3/3", "1", "/", "-1/2", "0/0"] {
+            assert!(parse_shard(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -2,16 +2,19 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Cursor};
+use std::io::BufReader;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::DynamicImage;
+use serde::Deserialize;
 use walkdir::WalkDir;
 
-use super::MAX_SIDE;
-use super::writer::{FORMAT_VERSION, FrameSetSummary, INDEX, IndexLine, SUMMARY};
+use super::record::PLACE_COLUMNS;
+use super::table::TableReader;
+use super::writer::{FRAME_TABLE, SUMMARY, read_summary};
 use crate::error::{Error, Result};
+use crate::video::still;
 
 const PICTURE_ENDINGS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "bmp", "gif"];
 
@@ -37,6 +40,17 @@ struct Entry {
     member: Box<str>,
     picture: Span,
     json: Option<Span>,
+}
+
+/// What a row of the table says about where a frame lies.
+#[derive(Deserialize)]
+struct Place {
+    shard: String,
+    member: String,
+    offset: u64,
+    length: u64,
+    json_offset: u64,
+    json_length: u64,
 }
 
 /// Part of a tar file.
@@ -74,18 +88,19 @@ impl FrameStore {
         }
         shards.sort();
         if path.join(SUMMARY).is_file() {
-            match store.read_index(path) {
-                Ok(()) => return store.unless_empty(path, "the frame set holds no frame"),
+            match store.read_table(path) {
+                Ok(true) => return store.unless_empty(path, "the frame set holds no frame"),
+                Ok(false) => {
+                    let count = shards.len();
+                    let problem = format!("the frame set is incomplete; reading its {count} finished shards");
+                    store.warnings.push(format!("{}: {problem}", path.display()));
+                }
                 Err(problem) => {
                     store.entries.clear();
                     store.files.clear();
-                    store.warnings.push(format!("{}: {problem}; reading its shards instead", path.display()));
+                    store.warnings.push(format!("{problem}; reading the shards instead"));
                 }
             }
-        } else if path.join(format!("{INDEX}.tmp")).is_file() {
-            let count = shards.len();
-            let problem = format!("the frame set is incomplete; reading its {count} finished shards");
-            store.warnings.push(format!("{}: {problem}", path.display()));
         }
         if shards.is_empty() {
             store.in_tar = false;
@@ -106,49 +121,48 @@ impl FrameStore {
         Ok(self)
     }
 
-    /// Takes the places from the index of a complete set; the error is the problem without the folder.
-    fn read_index(&mut self, folder: &Path) -> Result<(), String> {
-        let text = std::fs::read(folder.join(SUMMARY)).map_err(|e| format!("cannot read {SUMMARY}: {e}"))?;
-        let summary: FrameSetSummary =
-            serde_json::from_slice(&text).map_err(|e| format!("{SUMMARY} is not valid: {e}"))?;
-        if summary.format_version != FORMAT_VERSION {
-            return Err(format!("its format is {}, known is {FORMAT_VERSION}", summary.format_version));
+    /// Takes the places from the table of a complete set; false if it is not complete.
+    fn read_table(&mut self, folder: &Path) -> Result<bool> {
+        let summary = read_summary(folder)?;
+        if !summary.complete {
+            return Ok(false);
         }
-        let file = File::open(folder.join(INDEX)).map_err(|e| format!("cannot read {INDEX}: {e}"))?;
+        let path = folder.join(FRAME_TABLE);
+        let table = TableReader::open(&path)?;
         let mut shards: HashMap<String, (u32, u64)> = HashMap::new();
-        for (number, line) in BufReader::new(file).lines().enumerate() {
-            let line = line.map_err(|e| format!("cannot read {INDEX}: {e}"))?;
-            let wrong = |what: String| format!("{INDEX} line {}: {what}", number + 1);
-            let line: IndexLine = serde_json::from_str(&line).map_err(|e| wrong(e.to_string()))?;
-            let (file, bytes) = match shards.get(&line.shard) {
-                Some(known) => *known,
-                None => {
-                    if line.shard.contains('/') {
-                        return Err(wrong(format!("`{}` is no file name", line.shard)));
+        for group in 0..table.groups() {
+            for place in table.read::<Place>(group, PLACE_COLUMNS)? {
+                let wrong = |what: String| Error::bad_file(&path, what);
+                let (file, bytes) = match shards.get(&place.shard) {
+                    Some(known) => *known,
+                    None => {
+                        if place.shard.contains('/') {
+                            return Err(wrong(format!("`{}` is no name of a shard", place.shard)));
+                        }
+                        let shard = folder.join(&place.shard);
+                        let meta = shard.metadata().map_err(Error::io(&shard, "read"))?;
+                        self.files.push(shard);
+                        let known = (self.files.len() as u32 - 1, meta.len());
+                        shards.insert(place.shard.clone(), known);
+                        known
                     }
-                    let path = folder.join(&line.shard);
-                    let meta =
-                        path.metadata().map_err(|e| wrong(format!("cannot read {}: {e}", line.shard)))?;
-                    self.files.push(path);
-                    let known = (self.files.len() as u32 - 1, meta.len());
-                    shards.insert(line.shard.clone(), known);
-                    known
-                }
-            };
-            let span = |offset: u64, length: u64| {
-                let inside = offset.checked_add(length).is_some_and(|end| end <= bytes);
-                inside
-                    .then_some(Span { offset, length })
-                    .ok_or_else(|| wrong(format!("past the end of {}", line.shard)))
-            };
-            let picture = span(line.offset, line.length)?;
-            let json = Some(span(line.json_offset, line.json_length)?);
-            self.entries.push(Entry { file, member: line.member.into(), picture, json });
+                };
+                let span = |offset: u64, length: u64| {
+                    let inside = offset.checked_add(length).is_some_and(|end| end <= bytes);
+                    inside.then_some(Span { offset, length }).ok_or_else(|| {
+                        wrong(format!("{} lies past the end of {}", place.member, place.shard))
+                    })
+                };
+                let picture = span(place.offset, place.length)?;
+                let json = Some(span(place.json_offset, place.json_length)?);
+                self.entries.push(Entry { file, member: place.member.into(), picture, json });
+            }
         }
         if self.entries.len() as u64 != summary.frames {
-            return Err(format!("{INDEX} has {} lines for {} frames", self.entries.len(), summary.frames));
+            let problem = format!("has {} rows for {} frames", self.entries.len(), summary.frames);
+            return Err(Error::bad_file(&path, problem));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Finds the pictures of a tar file, as far as it can be read.
@@ -256,7 +270,7 @@ impl FrameStore {
     pub fn picture(&self, index: usize) -> Result<DynamicImage> {
         let entry = &self.entries[index];
         let bytes = self.read(entry, entry.picture, &entry.member)?;
-        decode(&bytes).map_err(|e| self.bad(entry, format!("cannot decode the picture: {e}")))
+        still::decode(&bytes).map_err(|e| self.bad(entry, format!("cannot decode the picture: {e}")))
     }
 
     /// The JSON that lies beside a picture, if there is any.
@@ -313,20 +327,6 @@ fn ends_with_zeros(path: &Path) -> std::io::Result<bool> {
     Ok(block == [0; 512])
 }
 
-fn decode(bytes: &[u8]) -> image::ImageResult<DynamicImage> {
-    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
-    let mut limits = Limits::default();
-    limits.max_image_width = Some(MAX_SIDE);
-    limits.max_image_height = Some(MAX_SIDE);
-    reader.limits(limits.clone());
-    let mut decoder = reader.into_decoder()?;
-    limits.reserve(decoder.total_bytes())?;
-    let orientation = decoder.orientation()?;
-    let mut image = DynamicImage::from_decoder(decoder)?;
-    image.apply_orientation(orientation);
-    Ok(image)
-}
-
 fn has_ending(path: &Path, endings: &[&str]) -> bool {
     let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
     ending.is_some_and(|ending| endings.contains(&ending.as_str()))
@@ -354,8 +354,10 @@ fn sample_key(name: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frames::{FrameMetadata, FrameWriter, PictureFormat, WriterOptions};
-    use crate::video::sampler::Strategy;
+    use crate::frames::{
+        FrameMetadata, FrameSetSummary, FrameWriter, InputRecord, Outcome, PictureFormat, Region, Spool,
+        WriterOptions, merge,
+    };
     use std::fs;
 
     fn picture(shade: u8) -> DynamicImage {
@@ -373,27 +375,59 @@ mod tests {
             original_height: 48,
             rotation: 90,
             mirrored: false,
-            strategy: Strategy::Jump,
+            interlaced: false,
+            strategy: "random".into(),
             seed: 1,
-            crop: [0.0, 0.0, 64.0, 48.0],
+            crop: Region { left: 0.0, top: 0.0, width: 64.0, height: 48.0 },
+            placed: None,
+            brightness: 0.1,
+            contrast: 2.0,
+            sharpness: 3.0,
+            perceptual_hash: format!("{pts:016x}"),
             hash: "0".into(),
         }
     }
 
-    /// A set of `count` grey pictures, 4 to a shard, whose shades start at `first`.
-    fn write_set(folder: &Path, first: u8, count: u8, overwrite: bool) -> Result<FrameSetSummary> {
-        let options = WriterOptions {
-            format: PictureFormat::Png,
-            frames_per_shard: 4,
-            overwrite,
-            ..Default::default()
-        };
-        let mut writer = FrameWriter::create(folder, options)?;
-        for i in 0..count {
-            let bytes = PictureFormat::Png.encode(&picture(first + i))?;
-            writer.add(&format!("a-{i:03}"), &bytes, &metadata(i64::from(i)))?;
+    fn input(name: &str) -> InputRecord {
+        InputRecord {
+            path: format!("videos/{name}"),
+            name: name.into(),
+            absolute_path: format!("/videos/{name}"),
+            key: name.into(),
+            outcome: Outcome::Ok,
+            reason: None,
+            bytes: Some(1),
+            codec: None,
+            damage: None,
+            frames: 0,
+            dropped: Default::default(),
+            seconds_spent: 0.0,
         }
-        writer.finish(serde_json::json!({ "size": [8, 6] }))
+    }
+
+    fn options(overwrite: bool) -> WriterOptions {
+        WriterOptions { frames_per_shard: 4, overwrite, ..WriterOptions::new(PictureFormat::Png) }
+    }
+
+    /// Adds the input `name` with `count` grey pictures whose shades start at `first`.
+    fn add(writer: &mut FrameWriter, name: &str, first: u8, count: u8) {
+        let mut spool = Spool::new(&std::env::temp_dir());
+        for i in 0..count {
+            let json = serde_json::to_vec(&metadata(i64::from(i))).unwrap();
+            let bytes = PictureFormat::Png.encode(&picture(first + i)).unwrap();
+            spool.push(&json, &bytes, 0).unwrap();
+        }
+        writer.add_input(input(name), &mut spool, &vec![true; count.into()]).unwrap();
+    }
+
+    /// A set of inputs of three pictures each, at most four to a shard, and `count` pictures in all.
+    fn write_set(folder: &Path, first: u8, count: u8, overwrite: bool) -> Result<FrameSetSummary> {
+        let settings = serde_json::json!({ "first": first });
+        let mut writer = FrameWriter::open(folder, &settings, options(overwrite), |_| {})?;
+        for start in (0..count).step_by(3) {
+            add(&mut writer, &format!("a{start:02}"), first + start, (count - start).min(3));
+        }
+        writer.finish()
     }
 
     fn shade(store: &FrameStore, index: usize) -> u8 {
@@ -413,9 +447,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("new/set");
         let summary = write_set(&out, 10, 10, false).unwrap();
-        assert_eq!((summary.frames, summary.shards), (10, 3));
+        // Of each input all frames in one shard, as long as they fit.
+        assert_eq!((summary.frames, summary.shards, summary.inputs), (10, 3, 4));
         let shards = (0..3).flat_map(|i| [format!("frames-{i:05}.tar"), format!("frames-{i:05}_stats.json")]);
-        let others = ["frames.json", "index.jsonl", "inputs.jsonl"].map(String::from);
+        let others = ["frames.json", "frames.parquet", "inputs.parquet", "journal.jsonl"].map(String::from);
         let mut expected: Vec<String> = shards.chain(others).collect();
         expected.sort();
         assert_eq!(names(&out), expected);
@@ -426,13 +461,14 @@ mod tests {
             let store = FrameStore::open(&out).unwrap();
             assert_eq!((store.len(), store.warnings()), (10, &[] as &[String]));
             for i in 0..10 {
-                assert_eq!((store.key(i), shade(&store, i)), (&*format!("a-{i:03}"), 10 + i as u8));
+                let key = format!("a{:02}-{:06}", i / 3 * 3, i % 3);
+                assert_eq!((store.key(i), shade(&store, i)), (&*key, 10 + i as u8));
                 let found: FrameMetadata =
                     serde_json::from_value(store.metadata(i).unwrap().unwrap()).unwrap();
-                assert_eq!(found, metadata(i as i64));
+                assert_eq!(found, metadata(i as i64 % 3));
             }
         }
-        assert_eq!(FrameStore::open(&out.join("frames-00002.tar")).unwrap().len(), 2);
+        assert_eq!(FrameStore::open(&out.join("frames-00002.tar")).unwrap().len(), 4);
     }
 
     #[test]
@@ -443,13 +479,10 @@ mod tests {
         write_set(out, 10, 10, false).unwrap();
         let before = names(out);
         let refused = write_set(out, 50, 1, false).unwrap_err().to_string();
-        assert!(refused.contains("already holds a frame set"), "{refused}");
+        assert!(refused.contains("already holds a frame set made otherwise (first: 10 -> 50)"), "{refused}");
         // A writer that is dropped half-way leaves the old set.
-        let options = WriterOptions { overwrite: true, frames_per_shard: 1, ..Default::default() };
-        let mut writer = FrameWriter::create(out, options).unwrap();
-        for i in 0..3 {
-            writer.add(&format!("b{i}"), b"not looked at", &metadata(i)).unwrap();
-        }
+        let mut writer = FrameWriter::open(out, &serde_json::json!({}), options(true), |_| {}).unwrap();
+        add(&mut writer, "b", 1, 3);
         drop(writer);
         assert_eq!(names(out), before);
         assert_eq!(FrameStore::open(out).unwrap().len(), 10);
@@ -462,19 +495,115 @@ mod tests {
                 "frames-00000.tar",
                 "frames-00000_stats.json",
                 "frames.json",
-                "index.jsonl",
-                "inputs.jsonl",
+                "frames.parquet",
+                "inputs.parquet",
+                "journal.jsonl",
                 "notes.txt"
             ]
         );
+    }
+
+    fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
+        names(folder).into_iter().map(|name| (name.clone(), fs::read(folder.join(name)).unwrap())).collect()
+    }
+
+    #[test]
+    fn a_set_interrupted_after_any_input_is_continued_to_the_same_bytes() {
+        // Sizes that fit, fill and overflow shards of four frames, and nothing at all at the end.
+        let sizes = [3u8, 1, 2, 9, 0, 4, 1, 0];
+        let settings = serde_json::json!({});
+        let folder = tempfile::tempdir().unwrap();
+        let open = |out: &Path| FrameWriter::open(out, &settings, options(false), |_| {}).unwrap();
+        let go_on = |writer: &mut FrameWriter, upto: usize| {
+            for (i, &size) in sizes.iter().enumerate().take(upto) {
+                if !writer.is_done(&format!("/videos/v{i}")) {
+                    add(writer, &format!("v{i}"), 20 * i as u8, size);
+                }
+            }
+        };
+        let whole = folder.path().join("whole");
+        let mut writer = open(&whole);
+        go_on(&mut writer, sizes.len());
+        assert_eq!(writer.finish().unwrap().frames, 20);
+        for stop in 0..=sizes.len() {
+            let out = folder.path().join(format!("stopped-{stop}"));
+            let mut writer = open(&out);
+            go_on(&mut writer, stop);
+            // Killed: nothing is cleaned up.
+            std::mem::forget(writer);
+            if stop > 5 {
+                // A line that was never finished, a shard that nobody knows of.
+                let journal = fs::File::options().append(true).open(out.join("journal.jsonl"));
+                std::io::Write::write_all(&mut journal.unwrap(), b"{\"commit\":{\"sha").unwrap();
+                fs::write(out.join("frames-00099.tar"), "x").unwrap();
+                assert!(FrameStore::open(&out).unwrap().warnings()[0].contains("incomplete"));
+            }
+            // The lock of the killed process is gone with it; here it is still held by this one.
+            let moved = folder.path().join(format!("moved-{stop}"));
+            fs::create_dir(&moved).unwrap();
+            for (name, bytes) in contents(&out) {
+                fs::write(moved.join(name), bytes).unwrap();
+            }
+            let mut writer = open(&moved);
+            go_on(&mut writer, sizes.len());
+            writer.finish().unwrap();
+            assert!(contents(&moved) == contents(&whole), "stopped after {stop}");
+        }
+        // And with more inputs; what was there stays as it was.
+        let before = contents(&whole);
+        let mut writer = open(&whole);
+        assert!(writer.was_complete());
+        add(&mut writer, "later", 200, 5);
+        assert_eq!(writer.finish().unwrap().frames, 25);
+        let after = contents(&whole);
+        let tars = |all: &[(String, Vec<u8>)]| -> Vec<(String, Vec<u8>)> {
+            all.iter().filter(|(name, _)| name.ends_with(".tar")).cloned().collect()
+        };
+        assert!(tars(&after).starts_with(&tars(&before)));
+        assert_eq!(FrameStore::open(&whole).unwrap().len(), 25);
+    }
+
+    #[test]
+    fn only_one_process_writes_a_set() {
+        let folder = tempfile::tempdir().unwrap();
+        let _first =
+            FrameWriter::open(folder.path(), &serde_json::json!({}), options(false), |_| {}).unwrap();
+        let second = FrameWriter::open(folder.path(), &serde_json::json!({}), options(false), |_| {});
+        assert!(second.err().unwrap().to_string().contains("another process"));
+    }
+
+    #[test]
+    fn merged_sets_hold_all_frames_and_can_be_continued() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let settings = |shard: &str| serde_json::json!({ "size": 8, "shard": shard });
+        for (part, name, count) in [("0/2", "x", 5), ("1/2", "y", 2)] {
+            let mut writer = FrameWriter::open(&at(name), &settings(part), options(false), |_| {}).unwrap();
+            add(&mut writer, name, 10, count);
+            writer.finish().unwrap();
+        }
+        let summary = merge(&[at("x"), at("y")], &at("both"), options(false)).unwrap();
+        assert_eq!((summary.frames, summary.inputs, summary.shards), (7, 2, 3));
+        let store = FrameStore::open(&at("both")).unwrap();
+        assert_eq!((store.len(), store.key(4), store.key(5)), (7, "x-000004", "y-000000"));
+        let twice = merge(&[at("x"), at("x")], &at("twice"), options(false)).unwrap_err().to_string();
+        assert!(twice.contains("/videos/x") && !at("twice").exists(), "{twice}");
+        let plain = serde_json::json!({ "size": 8 });
+        assert_eq!(
+            FrameWriter::open(&at("both"), &plain, options(false), |_| {}).unwrap().summary().frames,
+            7
+        );
+        write_set(&at("other"), 1, 1, false).unwrap();
+        let other = merge(&[at("x"), at("other")], &at("mixed"), options(false)).unwrap_err().to_string();
+        assert!(other.contains("first: none -> 1"), "{other}");
     }
 
     #[test]
     fn an_unfinished_set_leaves_nothing_and_an_impossible_folder_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("set");
-        let mut writer = FrameWriter::create(&out, WriterOptions::default()).unwrap();
-        writer.add("k", b"x", &metadata(0)).unwrap();
+        let mut writer = FrameWriter::open(&out, &serde_json::json!({}), options(false), |_| {}).unwrap();
+        add(&mut writer, "k", 0, 1);
         drop(writer);
         assert!(!out.exists());
         fs::write(&out, "a file").unwrap();
@@ -488,15 +617,14 @@ mod tests {
         write_set(folder.path(), 10, 4, false).unwrap();
         let shard = folder.path().join("frames-00000.tar");
         let whole = fs::read(&shard).unwrap();
-        let index = fs::read_to_string(folder.path().join(INDEX)).unwrap();
-        let third: serde_json::Value = serde_json::from_str(index.lines().nth(2).unwrap()).unwrap();
-        let cut = third["offset"].as_u64().unwrap() as usize + 10;
+        let table = TableReader::open(&folder.path().join(FRAME_TABLE)).unwrap();
+        let cut = table.read::<Place>(0, PLACE_COLUMNS).unwrap()[2].offset as usize + 10;
         fs::write(&shard, &whole[..cut]).unwrap();
         // The index no longer fits, so the shard itself is read.
         let store = FrameStore::open(folder.path()).unwrap();
         assert_eq!(store.len(), 2);
         assert!(
-            store.warnings().iter().any(|w| w.contains("a-002.png is cut off")),
+            store.warnings().iter().any(|w| w.contains("a00-000002.png is cut off")),
             "{:?}",
             store.warnings()
         );

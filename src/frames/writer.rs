@@ -1,28 +1,42 @@
-//! Writes a frame set: tar shards of `key.jpg` and `key.json`, an index, and a summary when it is complete.
+//! Writes a frame set so that it can be killed at any moment and continued.
+//!
+//! Frames go into tar shards in the order of the inputs. A shard counts once the journal says so: first the tar file
+//! gets its name, then the inputs whose frames it completes are written to `journal.jsonl`, closed by a line that
+//! says how many shards there are. Whatever lies in the folder beyond that is removed when the set is continued, so
+//! what an interruption leaves behind never shows. The tables and the summary are made from the shards and the
+//! journal at the end.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::collections::HashSet;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use image::DynamicImage;
 use image::codecs::jpeg::JpegEncoder;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::FrameMetadata;
+use super::record::{DropCounts, FRAME_COLUMNS, FrameRecord, INPUT_COLUMNS, InputRecord, Outcome};
+use super::shard::{BLOCK, ClosedShard, Shard, link_or_copy, member_size, read_records, shard_name};
+use super::spool::Spool;
+use super::table::TableWriter;
 use crate::error::{Error, Result};
+use crate::rng::stable_hash;
 
-/// Written last: a folder without it holds no complete frame set.
+/// Settings and totals of a set; says whether it is complete.
 pub(super) const SUMMARY: &str = "frames.json";
-/// One line per frame.
-pub(super) const INDEX: &str = "index.jsonl";
-/// One line per video.
-const INPUTS: &str = "inputs.jsonl";
+/// A row per frame.
+pub(super) const FRAME_TABLE: &str = "frames.parquet";
+/// A row per input.
+pub(super) const INPUT_TABLE: &str = "inputs.parquet";
+/// What is done: a line per input, and one per commit.
+pub(super) const JOURNAL: &str = "journal.jsonl";
 /// Where a set grows that will replace another.
 const STAGING: &str = ".replacement";
 /// Version of the layout that is written here.
-pub(super) const FORMAT_VERSION: u32 = 1;
-/// Tar files consist of blocks of this size.
-const BLOCK: u64 = 512;
+pub(super) const FORMAT_VERSION: u32 = 2;
+/// Rows of a row group of the table of inputs.
+const INPUTS_PER_GROUP: usize = 10_000;
 
 /// How pictures are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,14 +46,17 @@ pub enum PictureFormat {
     Jpg(u8),
     /// PNG, without loss.
     Png,
+    /// WebP, without loss.
+    WebP,
 }
 
 impl PictureFormat {
-    /// The end of the file name, `jpg` or `png`.
+    /// The end of the file name: `jpg`, `png` or `webp`.
     pub fn extension(self) -> &'static str {
         match self {
             PictureFormat::Jpg(_) => "jpg",
             PictureFormat::Png => "png",
+            PictureFormat::WebP => "webp",
         }
     }
 
@@ -54,6 +71,7 @@ impl PictureFormat {
                 image.write_with_encoder(JpegEncoder::new_with_quality(&mut bytes, quality))
             }
             PictureFormat::Png => image.write_to(&mut io::Cursor::new(&mut bytes), image::ImageFormat::Png),
+            PictureFormat::WebP => image.write_to(&mut io::Cursor::new(&mut bytes), image::ImageFormat::WebP),
         }
         .map_err(|e| Error::Mismatch(format!("cannot encode a picture as {}: {e}", self.extension())))?;
         Ok(bytes)
@@ -63,50 +81,44 @@ impl PictureFormat {
 /// How a frame set is divided into files.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WriterOptions {
-    /// Compression of the pictures.
+    /// Compression of the pictures; says how their files are called.
     pub format: PictureFormat,
-    /// A shard is finished at so many frames...
+    /// Most frames of a shard.
     pub frames_per_shard: u64,
-    /// ...or before it would be longer than this, in bytes.
+    /// Most bytes of a shard, unless a single picture is larger.
     pub bytes_per_shard: u64,
-    /// Replace a frame set that is there already.
+    /// Replace a frame set that is there already, once the new one is complete.
     pub overwrite: bool,
 }
 
-impl Default for WriterOptions {
-    fn default() -> Self {
-        let format = PictureFormat::Jpg(95);
+impl WriterOptions {
+    /// Shards of at most 1,000 frames and 256 MiB.
+    pub fn new(format: PictureFormat) -> Self {
         WriterOptions { format, frames_per_shard: 1000, bytes_per_shard: 256 << 20, overwrite: false }
     }
 }
 
-/// What a finished frame set holds; also the content of its `frames.json`.
+/// What a frame set holds; also the content of its `frames.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FrameSetSummary {
     /// Version of the layout.
     pub format_version: u32,
+    /// Whether all inputs that were named are in it.
+    pub complete: bool,
     /// Frames in all shards.
     pub frames: u64,
     /// Tar files.
     pub shards: u64,
     /// Bytes in all shards.
     pub bytes: u64,
+    /// Input files, skipped ones included.
+    pub inputs: u64,
+    /// Input files of which nothing was used.
+    pub skipped: u64,
+    /// Frames that filters left out.
+    pub dropped: DropCounts,
     /// How the set was made, as the program that made it says.
-    pub settings: serde_json::Value,
-}
-
-/// One line of the index: where a picture and its metadata lie.
-#[derive(Serialize, Deserialize)]
-pub(super) struct IndexLine {
-    pub key: String,
-    pub shard: String,
-    pub member: String,
-    pub offset: u64,
-    pub length: u64,
-    pub json_offset: u64,
-    pub json_length: u64,
-    #[serde(flatten)]
-    pub metadata: FrameMetadata,
+    pub settings: Value,
 }
 
 #[derive(Serialize)]
@@ -116,135 +128,294 @@ struct ShardStats<'a> {
     bytes: u64,
 }
 
-/// A frame set that is being written; nothing of it remains unless [`FrameWriter::finish`] is called.
+/// A line of the journal.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum JournalLine {
+    Input(Box<InputRecord>),
+    Commit { shards: u64 },
+}
+
+/// A frame set that is being written.
+///
+/// Dropped before [`finish`](Self::finish), it leaves what is committed, to be continued by the next
+/// [`open`](Self::open) with the same settings; if that is nothing, it leaves nothing.
 pub struct FrameWriter {
     folder: PathBuf,
     /// `folder`, or a folder in it where the replacement of its set grows.
     target: PathBuf,
     options: WriterOptions,
+    summary: FrameSetSummary,
+    /// Held while the writer lives, so that no other process writes here.
+    _lock: File,
+    journal: File,
+    frame_table: TableWriter,
+    input_table: TableWriter,
+    /// Committed inputs that are not in the table yet.
+    input_rows: Vec<InputRecord>,
+    /// Hashes of the absolute paths of all inputs, and the keys, that are done.
+    done: HashSet<u64>,
+    keys: HashSet<String>,
     shard: Option<Shard>,
-    index: Lines,
-    inputs: Lines,
-    shards: u64,
-    frames: u64,
-    bytes: u64,
-    /// Files to remove if the set is never finished.
-    written: Vec<PathBuf>,
+    /// Full shards that end inside an input.
+    closed: Vec<ClosedShard>,
+    /// Inputs that are written but not committed.
+    pending: Vec<InputRecord>,
+    /// Number of the next shard.
+    next_shard: u64,
     made_folder: bool,
+    was_complete: bool,
     finished: bool,
 }
 
 impl FrameWriter {
-    /// Prepares `folder`, which is made if it is not there.
+    /// Opens the frame set in `folder` to be continued, or begins one; `known` sees all frames that are in it.
     ///
     /// # Errors
-    /// If it cannot be written, or holds a frame set and `options.overwrite` is not set.
-    pub fn create(folder: &Path, options: WriterOptions) -> Result<FrameWriter> {
+    /// If the folder cannot be written, is being written by another process, or holds a frame set with other
+    /// `settings` and `options.overwrite` is not set.
+    pub fn open(
+        folder: &Path,
+        settings: &Value,
+        options: WriterOptions,
+        mut known: impl FnMut(&FrameRecord),
+    ) -> Result<FrameWriter> {
         let made_folder = !folder.exists();
         fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
-        let old = set_files(folder)?;
-        if !old.is_empty() && !options.overwrite {
-            let what = if folder.join(SUMMARY).exists() { "a frame set" } else { "an incomplete frame set" };
-            return Err(Error::bad_file(folder, format!("already holds {what}; --overwrite replaces it")));
+        let opened = Self::open_in(folder, settings, options, &mut known, made_folder);
+        if opened.is_err() && made_folder {
+            // Only an empty one goes.
+            let _ = fs::remove_dir(folder);
         }
+        opened
+    }
+
+    fn open_in(
+        folder: &Path,
+        settings: &Value,
+        options: WriterOptions,
+        known: &mut dyn FnMut(&FrameRecord),
+        made_folder: bool,
+    ) -> Result<FrameWriter> {
+        let lock = File::open(folder).map_err(Error::io(folder, "read"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::bad_file(folder, "another process is writing a frame set there"));
+            }
+            Err(TryLockError::Error(e)) => return Err(Error::io(folder, "lock")(e)),
+        }
+        let staging = folder.join(STAGING);
+        if read_summary(&staging).is_ok_and(|summary| summary.complete) {
+            replace(folder, &staging)?;
+        }
+        let occupied = !set_files(folder)?.is_empty();
         let mut target = folder.to_path_buf();
-        if !old.is_empty() {
-            target.push(STAGING);
-            // Left by a run that was killed.
-            if target.exists() {
+        if occupied && options.overwrite {
+            target = staging;
+            let same = read_summary(&target).is_ok_and(|summary| summary.settings == *settings);
+            if target.exists() && !same {
                 fs::remove_dir_all(&target).map_err(Error::io(&target, "remove"))?;
             }
-            fs::create_dir(&target).map_err(Error::io(&target, "create"))?;
+            fs::create_dir_all(&target).map_err(Error::io(&target, "create"))?;
+        } else if occupied {
+            check_settings(folder, settings)?;
         }
-        let lines =
-            Lines::create(&target, INDEX).and_then(|index| Ok((index, Lines::create(&target, INPUTS)?)));
-        let (index, inputs) = lines.inspect_err(|_| {
-            let _ = if made_folder || target != folder { fs::remove_dir_all(&target) } else { Ok(()) };
-        })?;
-        Ok(FrameWriter {
+        let begun = target.join(SUMMARY).exists();
+        let mut summary = FrameSetSummary {
+            format_version: FORMAT_VERSION,
+            complete: false,
+            frames: 0,
+            shards: 0,
+            bytes: 0,
+            inputs: 0,
+            skipped: 0,
+            dropped: DropCounts::default(),
+            settings: settings.clone(),
+        };
+        let was_complete = begun && read_summary(&target)?.complete;
+        if !begun {
+            write_json(&target.join(SUMMARY), &summary)?;
+        }
+        let journal_path = target.join(JOURNAL);
+        let (inputs, shards, length) = read_journal(&journal_path)?;
+        let journal = File::options().create(true).append(true).open(&journal_path);
+        let journal = journal.and_then(|file| file.set_len(length).map(|()| file));
+        let journal = journal.map_err(Error::io(&journal_path, "write"))?;
+        remove_beyond(&target, shards)?;
+
+        let mut frame_table = TableWriter::create(&target.join(FRAME_TABLE), FRAME_COLUMNS)?;
+        for number in 0..shards {
+            let (records, bytes) = read_records(&target.join(shard_name(number)))?;
+            records.iter().for_each(&mut *known);
+            frame_table.add(&records)?;
+            summary.frames += records.len() as u64;
+            summary.bytes += bytes;
+        }
+        summary.shards = shards;
+        let mut writer = FrameWriter {
             folder: folder.to_path_buf(),
+            input_table: TableWriter::create(&target.join(INPUT_TABLE), INPUT_COLUMNS)?,
             target,
             options,
+            summary,
+            _lock: lock,
+            journal,
+            frame_table,
+            input_rows: Vec::new(),
+            done: HashSet::new(),
+            keys: HashSet::new(),
             shard: None,
-            written: vec![index.temporary.clone(), inputs.temporary.clone()],
-            index,
-            inputs,
-            shards: 0,
-            frames: 0,
-            bytes: 0,
+            closed: Vec::new(),
+            pending: Vec::new(),
+            next_shard: shards,
             made_folder,
+            was_complete,
             finished: false,
-        })
-    }
-
-    /// Adds a picture that [`PictureFormat::encode`] made; no two may have the same `key`, and it has no dot.
-    ///
-    /// # Errors
-    /// If writing fails, say because the disk is full.
-    pub fn add(&mut self, key: &str, picture: &[u8], metadata: &FrameMetadata) -> Result<()> {
-        assert!(
-            !key.is_empty() && key.len() <= 90 && !key.contains(['.', '/']),
-            "a key is plain, not `{key}`"
-        );
-        let json = serde_json::to_vec(metadata).expect("metadata is plain data");
-        let size_of = |bytes: &[u8]| BLOCK + (bytes.len() as u64).next_multiple_of(BLOCK);
-        let size = size_of(picture) + size_of(&json);
-        let full = |shard: &Shard| {
-            shard.frames >= self.options.frames_per_shard
-                || shard.position + size + 2 * BLOCK > self.options.bytes_per_shard
         };
-        if self.shard.as_ref().is_some_and(full) {
-            self.finish_shard()?;
+        for input in inputs {
+            writer.count(input)?;
         }
-        let shard = match &mut self.shard {
-            Some(shard) => shard,
-            none => {
-                let shard = Shard::create(&self.target, self.shards)?;
-                self.written.push(shard.temporary.clone());
-                none.insert(shard)
-            }
+        Ok(writer)
+    }
+
+    /// Whether the input with this absolute path is in the set already, be it as skipped.
+    pub fn is_done(&self, absolute_path: &str) -> bool {
+        self.done.contains(&stable_hash(absolute_path.as_bytes()))
+    }
+
+    /// Whether an input with this key is in the set already.
+    pub fn has_key(&self, key: &str) -> bool {
+        self.keys.contains(key)
+    }
+
+    /// Where the set lies.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Totals of what is committed so far.
+    pub fn summary(&self) -> &FrameSetSummary {
+        &self.summary
+    }
+
+    /// Whether the set was complete when it was opened.
+    pub fn was_complete(&self) -> bool {
+        self.was_complete
+    }
+
+    /// Adds an input and those of its frames for which `keep` is true. Returns the record with their number in it.
+    ///
+    /// Frames of an input stay in one shard if they fit into an empty one.
+    ///
+    /// # Errors
+    /// If reading or writing fails, say because the disk is full.
+    pub fn add_input(
+        &mut self,
+        mut record: InputRecord,
+        spool: &mut Spool,
+        keep: &[bool],
+    ) -> Result<&InputRecord> {
+        assert!(!record.key.is_empty() && record.key.len() <= 60 && !record.key.contains(['.', '/']));
+        let kept: Vec<usize> = (0..keep.len()).filter(|&i| keep[i]).collect();
+        let size = |i: usize| {
+            let frame = spool.frames()[i];
+            member_size(frame.json_length.into()) + member_size(frame.picture_length.into())
         };
-        let member = format!("{key}.{}", self.options.format.extension());
-        let offset = shard.append(&member, picture)?;
-        let json_offset = shard.append(&format!("{key}.json"), &json)?;
-        shard.frames += 1;
-        self.frames += 1;
-        self.index.add(&IndexLine {
-            key: key.to_string(),
-            shard: shard.name.clone(),
-            member,
-            offset,
-            length: picture.len() as u64,
-            json_offset,
-            json_length: json.len() as u64,
-            metadata: metadata.clone(),
+        let sizes: Vec<u64> = kept.iter().map(|&i| size(i)).collect();
+        if self.is_full(kept.len() as u64, sizes.iter().sum()) {
+            self.commit()?;
+        }
+        for (&i, size) in kept.iter().zip(sizes) {
+            if self.is_full(1, size) {
+                let shard = self.shard.take().map(Shard::close).transpose()?;
+                self.closed.extend(shard);
+            }
+            let (json, picture) =
+                spool.read(i).map_err(Error::io(&self.target, "read a temporary file in"))?;
+            let shard = match &mut self.shard {
+                Some(shard) => shard,
+                none => {
+                    self.next_shard += 1;
+                    none.insert(Shard::create(&self.target, self.next_shard - 1)?)
+                }
+            };
+            let key = format!("{}-{i:06}", record.key);
+            shard.add(&key, self.options.format.extension(), &picture, &json)?;
+        }
+        record.frames = kept.len() as u64;
+        self.pending.push(record);
+        Ok(&self.pending[self.pending.len() - 1])
+    }
+
+    /// Whether so many more frames and bytes would be too much for the shard that is open.
+    fn is_full(&self, frames: u64, bytes: u64) -> bool {
+        self.shard.as_ref().is_some_and(|shard| {
+            shard.records.len() as u64 + frames > self.options.frames_per_shard
+                || shard.position + bytes + 2 * BLOCK > self.options.bytes_per_shard
         })
     }
 
-    /// Adds a line to `inputs.jsonl`: what became of one video.
-    ///
-    /// # Errors
-    /// If writing fails.
-    pub fn add_input(&mut self, line: &impl Serialize) -> Result<()> {
-        self.inputs.add(line)
+    /// Makes everything that was added part of the set for good; the next frame begins a new shard.
+    fn commit(&mut self) -> Result<()> {
+        let shard = self.shard.take().map(Shard::close).transpose()?;
+        self.closed.extend(shard);
+        for shard in &self.closed {
+            let stats = self.target.join(shard.name.replace(".tar", "_stats.json"));
+            let (frames, bytes) = (shard.records.len() as u64, shard.bytes);
+            write_json(&stats, &ShardStats { shard: &shard.name, frames, bytes })?;
+            shard.publish(&self.target)?;
+        }
+        let folder = File::open(&self.target).and_then(|folder| folder.sync_all());
+        folder.map_err(Error::io(&self.target, "write"))?;
+        let shards = self.summary.shards + self.closed.len() as u64;
+        let mut text = Vec::new();
+        let inputs = std::mem::take(&mut self.pending);
+        let lines = inputs.iter().map(|input| JournalLine::Input(Box::new(input.clone())));
+        for line in lines.chain([JournalLine::Commit { shards }]) {
+            serde_json::to_writer(&mut text, &line).expect("plain data");
+            text.push(b'\n');
+        }
+        let written = self.journal.write_all(&text).and_then(|()| self.journal.sync_data());
+        written.map_err(Error::io(self.target.join(JOURNAL), "write"))?;
+        for shard in self.closed.drain(..) {
+            self.frame_table.add(&shard.records)?;
+            self.summary.frames += shard.records.len() as u64;
+            self.summary.bytes += shard.bytes;
+        }
+        self.summary.shards = shards;
+        inputs.into_iter().try_for_each(|input| self.count(input))
     }
 
-    /// Frames added so far.
-    pub fn frames(&self) -> u64 {
-        self.frames
+    /// Takes over a finished shard of another set, to be committed with its inputs.
+    pub(super) fn adopt(&mut self, path: &Path, mut records: Vec<FrameRecord>, bytes: u64) -> Result<()> {
+        let name = shard_name(self.next_shard);
+        self.next_shard += 1;
+        let temporary = self.target.join(format!("{name}.tmp"));
+        link_or_copy(path, &temporary)?;
+        records.iter_mut().for_each(|record| record.shard.clone_from(&name));
+        self.closed.push(ClosedShard { name, temporary, bytes, records });
+        Ok(())
     }
 
-    fn finish_shard(&mut self) -> Result<()> {
-        let Some(shard) = self.shard.take() else { return Ok(()) };
-        let (name, frames) = (shard.name.clone(), shard.frames);
-        let path = self.target.join(&name);
-        let bytes = shard.finish(&path)?;
-        self.written.push(path);
-        let stats = self.target.join(name.replace(".tar", "_stats.json"));
-        self.written.push(stats.clone());
-        write_json(&stats, &ShardStats { shard: &name, frames, bytes })?;
-        self.shards += 1;
-        self.bytes += bytes;
+    /// Commits inputs whose frames lie in shards that were taken over.
+    pub(super) fn commit_inputs(&mut self, inputs: Vec<InputRecord>) -> Result<()> {
+        self.pending.extend(inputs);
+        self.commit()
+    }
+
+    /// Counts a committed input.
+    fn count(&mut self, input: InputRecord) -> Result<()> {
+        self.summary.inputs += 1;
+        self.summary.skipped += u64::from(input.outcome == Outcome::Skipped);
+        self.summary.dropped.merge(&input.dropped);
+        self.done.insert(stable_hash(input.absolute_path.as_bytes()));
+        self.keys.insert(input.key.clone());
+        self.input_rows.push(input);
+        if self.input_rows.len() == INPUTS_PER_GROUP {
+            self.input_table.add(&self.input_rows)?;
+            self.input_rows.clear();
+        }
         Ok(())
     }
 
@@ -252,46 +423,21 @@ impl FrameWriter {
     ///
     /// # Errors
     /// If writing fails.
-    pub fn finish(mut self, settings: serde_json::Value) -> Result<FrameSetSummary> {
-        self.finish_shard()?;
-        for (lines, name) in [(&mut self.index, INDEX), (&mut self.inputs, INPUTS)] {
-            let path = self.target.join(name);
-            lines.finish(&path)?;
-            self.written.push(path);
+    pub fn finish(mut self) -> Result<FrameSetSummary> {
+        if self.shard.is_some() || !self.pending.is_empty() {
+            self.commit()?;
         }
-        let summary = FrameSetSummary {
-            format_version: FORMAT_VERSION,
-            frames: self.frames,
-            shards: self.shards,
-            bytes: self.bytes,
-            settings,
-        };
-        let path = self.target.join(SUMMARY);
-        self.written.push(path.clone());
-        write_json(&path, &summary)?;
-        // From here on, nothing of the new set may be removed any more.
+        self.input_table.add(&self.input_rows)?;
+        self.input_rows.clear();
+        self.frame_table.finish()?;
+        self.input_table.finish()?;
+        self.summary.complete = true;
+        write_json(&self.target.join(SUMMARY), &self.summary)?;
         self.finished = true;
         if self.target != self.folder {
-            self.replace()?;
+            replace(&self.folder, &self.target)?;
         }
-        Ok(summary)
-    }
-
-    /// Puts the finished set in the place of the old one.
-    fn replace(&self) -> Result<()> {
-        // The summary goes first and comes last, so that a mixture never looks complete.
-        let mut old = set_files(&self.folder)?;
-        old.sort_by_key(|path| !path.ends_with(SUMMARY));
-        for path in old {
-            fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
-        }
-        let mut new = set_files(&self.target)?;
-        new.sort_by_key(|path| path.ends_with(SUMMARY));
-        for path in new {
-            let to = self.folder.join(path.file_name().expect("a file in a folder"));
-            fs::rename(&path, &to).map_err(Error::io(&to, "write"))?;
-        }
-        fs::remove_dir(&self.target).map_err(Error::io(&self.target, "remove"))
+        Ok(self.summary.clone())
     }
 }
 
@@ -301,17 +447,124 @@ impl Drop for FrameWriter {
             return;
         }
         // Best effort: the error that led here is the one to report.
-        self.shard = None;
-        for path in &self.written {
+        let open = self.shard.iter().map(|shard| &shard.temporary);
+        for path in open.chain(self.closed.iter().map(|shard| &shard.temporary)) {
             let _ = fs::remove_file(path);
         }
-        if self.target != self.folder {
-            let _ = fs::remove_dir(&self.target);
-        }
-        if self.made_folder {
-            let _ = fs::remove_dir(&self.folder);
+        self.frame_table.discard();
+        self.input_table.discard();
+        if self.summary.inputs == 0 && !self.was_complete {
+            for name in [SUMMARY, JOURNAL] {
+                let _ = fs::remove_file(self.target.join(name));
+            }
+            if self.target != self.folder {
+                let _ = fs::remove_dir(&self.target);
+            }
+            if self.made_folder {
+                let _ = fs::remove_dir(&self.folder);
+            }
         }
     }
+}
+
+/// Refuses a folder whose set was made otherwise.
+fn check_settings(folder: &Path, settings: &Value) -> Result<()> {
+    if !folder.join(SUMMARY).exists() {
+        let problem = format!("holds parts of a frame set but no {SUMMARY}; --overwrite replaces them");
+        return Err(Error::bad_file(folder, problem));
+    }
+    let differences = differences(&read_summary(folder)?.settings, settings);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let differences = differences.join(", ");
+    let problem =
+        format!("already holds a frame set made otherwise ({differences}); --overwrite replaces it");
+    Err(Error::bad_file(folder, problem))
+}
+
+/// The settings that differ, as `key: old -> new`.
+pub(super) fn differences(old: &Value, new: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    differ("", old, new, &mut found);
+    found
+}
+
+fn differ(key: &str, old: &Value, new: &Value, found: &mut Vec<String>) {
+    if let (Value::Object(a), Value::Object(b)) = (old, new) {
+        let names: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+        for name in names {
+            let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+            let missing = &Value::Null;
+            differ(&key, a.get(name).unwrap_or(missing), b.get(name).unwrap_or(missing), found);
+        }
+    } else if old != new {
+        let shown = |value: &Value| match value {
+            Value::Null => "none".to_string(),
+            value => value.to_string(),
+        };
+        found.push(format!("{key}: {} -> {}", shown(old), shown(new)));
+    }
+}
+
+/// The summary of the set in a folder.
+pub(super) fn read_summary(folder: &Path) -> Result<FrameSetSummary> {
+    let path = folder.join(SUMMARY);
+    let text = fs::read(&path).map_err(Error::io(&path, "read"))?;
+    let value: Value = serde_json::from_slice(&text)
+        .map_err(|e| Error::bad_file(&path, format!("is not the summary of a frame set: {e}")))?;
+    match value["format_version"].as_u64() {
+        Some(version) if version != u64::from(FORMAT_VERSION) => {
+            let problem = format!("the frame set has layout {version}, this program knows {FORMAT_VERSION}");
+            Err(Error::bad_file(folder, format!("{problem}; sample again with --overwrite")))
+        }
+        _ => serde_json::from_value(value)
+            .map_err(|e| Error::bad_file(&path, format!("is not the summary of a frame set: {e}"))),
+    }
+}
+
+/// The inputs that are committed, how many shards they fill, and where in the journal that ends.
+pub(super) fn read_journal(path: &Path) -> Result<(Vec<InputRecord>, u64, u64)> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), 0, 0)),
+        Err(e) => return Err(Error::io(path, "read")(e)),
+    };
+    let (mut inputs, mut pending, mut shards, mut end, mut position) = (Vec::new(), Vec::new(), 0, 0, 0);
+    let mut reader = BufReader::new(file);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        position += reader.read_until(b'\n', &mut line).map_err(Error::io(path, "read"))? as u64;
+        // A line that a crash tore is the last, and nothing after the last commit counts.
+        match serde_json::from_slice(&line) {
+            Ok(JournalLine::Input(input)) => pending.push(*input),
+            Ok(JournalLine::Commit { shards: count }) if line.ends_with(b"\n") => {
+                inputs.append(&mut pending);
+                (shards, end) = (count, position);
+            }
+            _ => return Ok((inputs, shards, end)),
+        }
+    }
+}
+
+/// Puts the finished set `staging` in the place of the one in `folder`; can be begun again after a crash.
+fn replace(folder: &Path, staging: &Path) -> Result<()> {
+    let summary = folder.join(SUMMARY);
+    // The summary goes first and comes last, so that a mixture never looks complete.
+    if summary.exists() {
+        fs::remove_file(&summary).map_err(Error::io(&summary, "remove"))?;
+        for path in set_files(folder)? {
+            fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
+        }
+    }
+    let new = set_files(staging)?;
+    let (last, others): (Vec<_>, Vec<_>) = new.iter().partition(|path| path.ends_with(SUMMARY));
+    for path in others.into_iter().chain(last) {
+        let to = folder.join(path.file_name().expect("a file in a folder"));
+        fs::rename(path, &to).map_err(Error::io(&to, "write"))?;
+    }
+    fs::remove_dir_all(staging).map_err(Error::io(staging, "remove"))
 }
 
 /// The files of a frame set in a folder, whole or not, but no other files.
@@ -321,16 +574,30 @@ fn set_files(folder: &Path) -> Result<Vec<PathBuf>> {
         let path = entry.map_err(Error::io(folder, "read"))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let name = name.strip_suffix(".tmp").unwrap_or(&name);
-        let numbered = name.strip_prefix("frames-").is_some_and(|rest| {
-            let rest = rest.strip_suffix(".tar").or_else(|| rest.strip_suffix("_stats.json"));
-            rest.is_some_and(|number| number.len() >= 5 && number.bytes().all(|b| b.is_ascii_digit()))
-        });
-        if numbered || [SUMMARY, INDEX, INPUTS].contains(&name) {
+        if shard_number(name).is_some() || [SUMMARY, JOURNAL, FRAME_TABLE, INPUT_TABLE].contains(&name) {
             found.push(path);
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// The number in the name of a shard or of its statistics.
+fn shard_number(name: &str) -> Option<u64> {
+    let rest = name.strip_prefix("frames-")?;
+    let number = rest.strip_suffix(".tar").or_else(|| rest.strip_suffix("_stats.json"))?;
+    (number.len() >= 5 && number.bytes().all(|b| b.is_ascii_digit())).then(|| number.parse().ok())?
+}
+
+/// Removes what an interruption left: shards from number `shards` on and everything unfinished.
+fn remove_beyond(folder: &Path, shards: u64) -> Result<()> {
+    for path in set_files(folder)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.ends_with(".tmp") || shard_number(&name).is_some_and(|number| number >= shards) {
+            fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
+        }
+    }
+    Ok(())
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
@@ -346,75 +613,4 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
         let _ = fs::remove_file(&temporary);
         Error::io(path, "write")(e)
     })
-}
-
-/// A tar file that is being written.
-struct Shard {
-    name: String,
-    temporary: PathBuf,
-    file: BufWriter<File>,
-    position: u64,
-    frames: u64,
-}
-
-impl Shard {
-    fn create(folder: &Path, number: u64) -> Result<Shard> {
-        let name = format!("frames-{number:05}.tar");
-        let temporary = folder.join(format!("{name}.tmp"));
-        let file = File::create(&temporary).map_err(Error::io(&temporary, "create"))?;
-        Ok(Shard { name, temporary, file: BufWriter::with_capacity(1 << 18, file), position: 0, frames: 0 })
-    }
-
-    /// Returns where the content of the member starts.
-    fn append(&mut self, name: &str, content: &[u8]) -> Result<u64> {
-        let mut header = tar::Header::new_ustar();
-        header.set_path(name).expect("keys are short");
-        header.set_size(content.len() as u64);
-        header.set_mode(0o644);
-        header.set_cksum();
-        let padding = content.len().next_multiple_of(BLOCK as usize) - content.len();
-        let parts = [header.as_bytes().as_slice(), content, &[0; BLOCK as usize][..padding]];
-        for part in parts {
-            self.file.write_all(part).map_err(Error::io(&self.temporary, "write"))?;
-        }
-        let offset = self.position + BLOCK;
-        self.position = offset + (content.len() + padding) as u64;
-        Ok(offset)
-    }
-
-    /// Closes the file under its final name; returns its length.
-    fn finish(mut self, path: &Path) -> Result<u64> {
-        let end = [0; 2 * BLOCK as usize];
-        let closed = self.file.write_all(&end).and_then(|()| self.file.flush());
-        closed
-            .and_then(|()| self.file.get_ref().sync_all())
-            .and_then(|()| fs::rename(&self.temporary, path))
-            .map_err(Error::io(path, "write"))?;
-        Ok(self.position + 2 * BLOCK)
-    }
-}
-
-/// A file with one JSON object per line.
-struct Lines {
-    temporary: PathBuf,
-    file: BufWriter<File>,
-}
-
-impl Lines {
-    fn create(folder: &Path, name: &str) -> Result<Lines> {
-        let temporary = folder.join(format!("{name}.tmp"));
-        let file = File::create(&temporary).map_err(Error::io(&temporary, "create"))?;
-        Ok(Lines { temporary, file: BufWriter::new(file) })
-    }
-
-    fn add(&mut self, line: &impl Serialize) -> Result<()> {
-        let mut text = serde_json::to_vec(line).expect("plain data");
-        text.push(b'\n');
-        self.file.write_all(&text).map_err(Error::io(&self.temporary, "write"))
-    }
-
-    fn finish(&mut self, path: &Path) -> Result<()> {
-        let closed = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
-        closed.and_then(|()| fs::rename(&self.temporary, path)).map_err(Error::io(path, "write"))
-    }
 }

@@ -11,13 +11,11 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::Once;
 
+use convert::{Converter, Field};
 use ffmpeg_next as ff;
 use ffmpeg_next::ffi;
-use image::RgbImage;
 
-use convert::Converter;
-
-use super::{Instant, Orientation, VideoInfo, VideoSource};
+use super::{Instant, Interlaced, Orientation, Picture, VideoInfo, VideoSource};
 use crate::error::{Error, Result};
 
 /// Frames with more pixels are refused, so that a hostile file cannot take all memory.
@@ -37,6 +35,9 @@ pub struct VideoFile {
     current: Option<Shot>,
     ahead: Option<Shot>,
     end_of_packets: bool,
+    /// Whether only key frames are decoded from here on.
+    keys_only: bool,
+    interlaced: Interlaced,
     jumps: Jumps,
     errors: u32,
     last_error: Option<String>,
@@ -66,6 +67,14 @@ impl VideoFile {
     /// # Errors
     /// If the file is missing, is no video, has no video stream or nothing in it can be decoded.
     pub fn open(path: &Path) -> Result<VideoFile> {
+        VideoFile::open_stream(path, None)
+    }
+
+    /// As [`open`](Self::open), but of the given stream.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_stream(path: &Path, stream: Option<usize>) -> Result<VideoFile> {
         quiet();
         let meta = path.metadata().map_err(Error::io(path, "read"))?;
         if !meta.is_file() {
@@ -75,7 +84,7 @@ impl VideoFile {
             return Err(Error::bad_file(path, "is empty (0 bytes)"));
         }
         std::fs::File::open(path).map_err(Error::io(path, "read"))?;
-        let mut video = open_stream(path).map_err(|problem| Error::bad_file(path, problem))?;
+        let mut video = open_stream(path, stream).map_err(|problem| Error::bad_file(path, problem))?;
         video.ahead = video.decode();
         let Some(first) = &video.ahead else {
             let reason = video.last_error.take().unwrap_or_else(|| "the stream has no frame".into());
@@ -89,6 +98,21 @@ impl VideoFile {
         video.info.first_pts = first_pts;
         video.info.end_pts = video.stated_end(first_pts);
         Ok(video)
+    }
+
+    /// Chooses how interlaced frames are shown; by their first field if this is never called.
+    pub fn show(&mut self, interlaced: Interlaced) {
+        self.interlaced = interlaced;
+    }
+
+    /// The video streams of this file, cover pictures left out.
+    pub fn streams(&self) -> Vec<usize> {
+        let is_video = |stream: &ff::Stream| {
+            // SAFETY: plain fields of a valid stream.
+            let cover = unsafe { (*stream.as_ptr()).disposition & ffi::AV_DISPOSITION_ATTACHED_PIC != 0 };
+            stream.parameters().medium() == ff::media::Type::Video && !cover
+        };
+        self.input.streams().filter(is_video).map(|stream| stream.index()).collect()
     }
 
     /// How many packets could not be read or decoded so far, and the reason of the last.
@@ -239,6 +263,19 @@ impl VideoSource for VideoFile {
         Ok(self.instant())
     }
 
+    fn next_key(&mut self) -> Result<Option<Instant>> {
+        if !self.keys_only {
+            self.rewind()?;
+            self.keys_only = true;
+            // SAFETY: plain fields of a valid decoder; the frames that are ahead are decoded again.
+            unsafe { (*self.decoder.as_mut_ptr()).skip_frame = ffi::AVDiscard::AVDISCARD_NONKEY };
+            if self.ahead.as_ref().is_some_and(|shot| !shot.frame.is_key()) {
+                self.ahead = self.decode();
+            }
+        }
+        self.advance()
+    }
+
     fn seek(&mut self, pts: i64) -> Result<Instant> {
         let start = self.current.as_ref().map(|shot| shot.pts);
         match start {
@@ -281,16 +318,18 @@ impl VideoSource for VideoFile {
 
     fn rewind(&mut self) -> Result<()> {
         // Opening again works for every container, also for those that cannot jump.
-        let fresh = VideoFile::open(&self.path)?;
+        let fresh = VideoFile::open_stream(&self.path, Some(self.info.stream))?;
         let (jumps, errors, last_error) = (self.jumps, self.errors, self.last_error.take());
+        let interlaced = self.interlaced;
         *self = fresh;
+        self.interlaced = interlaced;
         self.jumps = jumps;
         self.errors = errors.max(self.errors);
         self.last_error = last_error.or(self.last_error.take());
         Ok(())
     }
 
-    fn picture(&mut self) -> Result<RgbImage> {
+    fn picture(&mut self) -> Result<Picture> {
         let Some(shot) = &self.current else {
             return Err(Error::bad_file(&self.path, "has no current frame"));
         };
@@ -305,16 +344,23 @@ impl VideoSource for VideoFile {
             Some(matrix) => Orientation::from_display_matrix(&matrix),
             None => self.info.orientation,
         };
-        let image = Converter::convert(&mut self.converter, &shot.frame, aspect).map_err(|problem| {
-            let seconds = shot.pts as f64 * self.info.time_base;
-            Error::bad_file(&self.path, format!("cannot convert the frame at {seconds:.3} s: {problem}"))
-        })?;
-        Ok(orientation.apply(image))
+        let field = match self.interlaced {
+            Interlaced::Field if shot.frame.is_interlaced() => Some(Field::first(shot.frame.is_top_first())),
+            _ => None,
+        };
+        let image =
+            Converter::convert(&mut self.converter, &shot.frame, aspect, field).map_err(|problem| {
+                let seconds = shot.pts as f64 * self.info.time_base;
+                Error::bad_file(&self.path, format!("cannot convert the frame at {seconds:.3} s: {problem}"))
+            })?;
+        let interlaced = shot.frame.is_interlaced();
+        let (coded_width, coded_height) = (shot.frame.width(), shot.frame.height());
+        Ok(Picture { image: orientation.apply(image), coded_width, coded_height, orientation, interlaced })
     }
 }
 
 /// Opens a file up to the decoder; the error is the problem without the path.
-fn open_stream(path: &Path) -> Result<VideoFile, String> {
+fn open_stream(path: &Path, wanted: Option<usize>) -> Result<VideoFile, String> {
     // The prefix keeps names such as `http:x.mp4` from being taken for addresses.
     let url = [b"file:", path.as_os_str().as_bytes()].concat();
     let url = CString::new(url).map_err(|_| "the path contains a zero byte".to_string())?;
@@ -353,7 +399,8 @@ fn open_stream(path: &Path) -> Result<VideoFile, String> {
     // SAFETY: reads fields of a valid context.
     let best = unsafe {
         let kind = ffi::AVMediaType::AVMEDIA_TYPE_VIDEO;
-        ffi::av_find_best_stream(input.as_mut_ptr(), kind, -1, -1, ptr::null_mut(), 0)
+        let wanted = wanted.map_or(-1, |index| c_int::try_from(index).unwrap_or(c_int::MAX));
+        ffi::av_find_best_stream(input.as_mut_ptr(), kind, wanted, -1, ptr::null_mut(), 0)
     };
     let stream = usize::try_from(best).ok().and_then(|index| input.stream(index));
     let Some(stream) = stream else { return Err("has no video stream".into()) };
@@ -406,6 +453,8 @@ fn open_stream(path: &Path) -> Result<VideoFile, String> {
         current: None,
         ahead: None,
         end_of_packets: false,
+        keys_only: false,
+        interlaced: Interlaced::Field,
         jumps: Jumps::Work,
         errors: 0,
         last_error: None,

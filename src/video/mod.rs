@@ -6,9 +6,11 @@
 pub mod encode;
 pub mod ffmpeg;
 pub mod sampler;
+pub mod still;
 pub mod synth;
 
-use image::RgbImage;
+use image::{DynamicImage, RgbImage};
+use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 
@@ -46,6 +48,30 @@ pub struct VideoInfo {
     pub end_pts: Option<i64>,
 }
 
+/// A decoded frame, upright, with square pixels.
+pub struct Picture {
+    /// Its pixels.
+    pub image: RgbImage,
+    /// Width of the stored picture, before rotation and with its own pixel shape.
+    pub coded_width: u32,
+    /// Height of the stored picture.
+    pub coded_height: u32,
+    /// How the stored picture became upright.
+    pub orientation: Orientation,
+    /// Whether the frame consists of two fields that are shown one after the other.
+    pub interlaced: bool,
+}
+
+/// How a frame of two fields is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interlaced {
+    /// Its first field alone, scaled to the full height: one instant, without combing.
+    Field,
+    /// Both at once.
+    Keep,
+}
+
 /// A video that is decoded frame by frame.
 pub trait VideoSource {
     /// What the file says about the stream.
@@ -56,6 +82,14 @@ pub trait VideoSource {
     /// # Errors
     /// If nothing more can be decoded although the file goes on.
     fn advance(&mut self) -> Result<Option<Instant>>;
+
+    /// Goes on to the next key frame in order of display, decoding no others; `None` after the last one.
+    ///
+    /// A source is used by this or by the other ways of moving on, not by both without [`rewind`](Self::rewind).
+    ///
+    /// # Errors
+    /// If nothing more can be decoded although the file goes on.
+    fn next_key(&mut self) -> Result<Option<Instant>>;
 
     /// Goes to the frame shown at timestamp `pts`: the last that starts at or before it, or else the first of all.
     ///
@@ -75,7 +109,7 @@ pub trait VideoSource {
     ///
     /// # Errors
     /// If there is no current frame or it cannot be converted.
-    fn picture(&mut self) -> Result<RgbImage>;
+    fn picture(&mut self) -> Result<Picture>;
 }
 
 /// How a stored picture is turned to be upright: mirrored left to right or not, then turned clockwise.
@@ -132,6 +166,21 @@ impl Orientation {
             _ => image,
         }
     }
+}
+
+/// The picture as 8-bit RGB; transparent parts are laid over black.
+pub fn over_black(image: &DynamicImage) -> RgbImage {
+    if !image.color().has_alpha() {
+        return image.to_rgb8();
+    }
+    let mut rgba = image.to_rgba8();
+    for pixel in rgba.pixels_mut() {
+        let [colours @ .., alpha] = &mut pixel.0;
+        for v in colours {
+            *v = ((u16::from(*v) * u16::from(*alpha) + 127) / 255) as u8;
+        }
+    }
+    DynamicImage::ImageRgba8(rgba).to_rgb8()
 }
 
 #[cfg(test)]

@@ -1,155 +1,210 @@
-//! Which files to look into, and which instants to take from each.
+//! Which instants to take from a video.
 //!
-//! Instants are uniform over the time that a video is shown, not over its frames: a frame that stays on the screen
-//! twice as long is twice as likely. Each video has a random stream of its own, named after the file, so that
+//! Random instants are uniform over the time that a video is shown, not over its frames: a frame that stays on the
+//! screen twice as long is twice as likely. Each video has a random stream of its own, named after the file, so that
 //! adding videos changes no other's frames.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use image::RgbImage;
 use rand::Rng;
-use walkdir::WalkDir;
+use serde::{Deserialize, Serialize};
 
 use super::ffmpeg::VideoFile;
-use super::{Instant, VideoInfo, VideoSource};
-use crate::error::{Error, Result};
+use super::still::Still;
+use super::{Instant, Interlaced, Picture, VideoInfo, VideoSource};
+use crate::error::Result;
 use crate::rng;
-
-/// Files with these endings are looked at inside folders. Sound files are among them, to be named as useless.
-const MEDIA_ENDINGS: [&str; 43] = [
-    "3g2", "3gp", "264", "265", "asf", "av1", "avi", "divx", "dv", "f4v", "flv", "gif", "h264", "h265",
-    "hevc", "ivf", "m2ts", "m2v", "m4v", "mjpeg", "mjpg", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "mxf",
-    "nut", "obu", "ogv", "rm", "rmvb", "ts", "vob", "webm", "wmv", "y4m", "aac", "flac", "m4a", "mp3", "ogg",
-];
 
 /// Draws that fell on a frame already taken, or after the real end, are repeated this often before we give up
 /// jumping and look at every frame.
 const ROUNDS: usize = 8;
 
-/// One file to take frames from.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Input {
-    /// Where it is.
-    pub path: PathBuf,
-    /// Its path relative to the folder that was named, or its file name: what its random numbers depend on.
-    pub name: String,
-    /// Why it cannot be read, where that is known already.
-    pub problem: Option<String>,
-}
-
-/// The files to look into: those named, and those below the folders named that look like videos, each once.
-///
-/// Hidden files and folders inside folders are passed over.
-///
-/// # Errors
-/// If a folder holds nothing that looks like a video.
-pub fn collect(arguments: &[PathBuf]) -> Result<Vec<Input>> {
-    let mut inputs = Vec::new();
-    for argument in arguments {
-        if !argument.is_dir() {
-            let name = argument.file_name().unwrap_or(argument.as_os_str()).to_string_lossy().into_owned();
-            inputs.push(Input { path: argument.clone(), name, problem: None });
-            continue;
-        }
-        let before = inputs.len();
-        let visible = |name: &std::ffi::OsStr| !name.as_encoded_bytes().starts_with(b".");
-        let walk = WalkDir::new(argument).follow_links(true).sort_by_file_name().into_iter();
-        for entry in walk.filter_entry(|entry| entry.depth() == 0 || visible(entry.file_name())) {
-            let (path, problem) = match entry {
-                Ok(entry) if entry.file_type().is_file() && looks_like_video(entry.path()) => {
-                    (entry.into_path(), None)
-                }
-                Ok(_) => continue,
-                Err(e) if e.loop_ancestor().is_some() => continue,
-                Err(e) => {
-                    let path = e.path().unwrap_or(argument).to_path_buf();
-                    let reason = e.io_error().map_or_else(|| e.to_string(), |io| io.to_string());
-                    (path, Some(format!("cannot read: {reason}")))
-                }
-            };
-            let relative = path.strip_prefix(argument).unwrap_or(&path);
-            let name = relative.to_string_lossy().into_owned();
-            inputs.push(Input { path, name, problem });
-        }
-        if inputs.len() == before {
-            let some = "mp4, mkv, webm, mov, avi and other video endings";
-            return Err(Error::bad_file(argument, format!("the folder holds no video; looked for {some}")));
-        }
-    }
-    let mut seen = HashSet::new();
-    inputs.retain(|input| seen.insert(input.path.canonicalize().unwrap_or_else(|_| input.path.clone())));
-    Ok(inputs)
-}
-
-fn looks_like_video(path: &Path) -> bool {
-    let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-    ending.is_some_and(|ending| MEDIA_ENDINGS.contains(&ending.as_str()))
-}
-
-/// How the frames of a video were found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// Which frames of a video are taken.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Strategy {
-    /// By jumping to random instants.
-    Jump,
-    /// By one pass over all frames, where the length is not known or most frames are wanted.
-    Pass,
+    /// So many at random instants, or all if there are fewer.
+    Random {
+        /// How many.
+        per_video: usize,
+    },
+    /// The frame shown at the start and after every such time.
+    Every {
+        /// The time in seconds, more than zero.
+        seconds: f64,
+    },
+    /// All key frames.
+    Keyframes,
+    /// The frames shown at these times after the start; times after the end are passed over.
+    Times {
+        /// The times in seconds.
+        seconds: Vec<f64>,
+    },
 }
 
-/// The frames taken from one video, in order of display.
-pub struct Sample<T> {
-    /// The video stream that they are from.
-    pub info: VideoInfo,
-    /// How they were found.
-    pub strategy: Strategy,
-    /// When each is shown, and what was made of its picture.
-    pub frames: Vec<(Instant, T)>,
+impl Strategy {
+    /// `random`, `every`, `keyframes` or `times`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Strategy::Random { .. } => "random",
+            Strategy::Every { .. } => "every",
+            Strategy::Keyframes => "keyframes",
+            Strategy::Times { .. } => "times",
+        }
+    }
+}
+
+/// From which video streams of a file frames are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Streams {
+    /// The one that players choose.
+    Best,
+    /// Each, as if it were a video of its own.
+    All,
+}
+
+/// What is asked of a file.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// A video or a picture.
+    pub path: &'a Path,
+    /// What its random numbers depend on, with the seed and the stream.
+    pub name: &'a str,
+    /// Seed of all random choices.
+    pub seed: u64,
+    /// Which frames.
+    pub strategy: &'a Strategy,
+    /// Of which streams.
+    pub streams: Streams,
+    /// How interlaced frames are shown.
+    pub interlaced: Interlaced,
+}
+
+/// What was met on the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sampled {
+    /// Codec of the first stream that was used, or format of the picture.
+    pub codec: String,
     /// Packets that could not be read or decoded, and the reason of the last.
     pub damage: Option<(u32, String)>,
 }
 
-/// Takes `count` frames of a file, or all if it has fewer, each at a random instant; `keep` makes of each picture
-/// what is to be remembered of it.
+/// Takes frames of a file; `keep` makes of each picture what is to be remembered of it, and `emit` gets that in the
+/// order of display, stream by stream.
 ///
-/// The instants depend on `seed`, on the name of the input and on the file.
+/// Random frames are remembered until all are found; others are emitted at once.
 ///
 /// # Errors
-/// If no frame of the file can be decoded or converted, or `keep` fails.
+/// If no frame of the file can be decoded or converted, or `keep` or `emit` fails.
 pub fn sample_file<T>(
-    input: &Input,
-    count: usize,
-    seed: u64,
-    keep: impl FnMut(&VideoInfo, RgbImage) -> Result<T>,
-) -> Result<Sample<T>> {
-    if let Some(problem) = &input.problem {
-        return Err(Error::bad_file(&input.path, problem));
+    request: &Request,
+    mut keep: impl FnMut(&VideoInfo, Instant, Picture) -> Result<T>,
+    mut emit: impl FnMut(T) -> Result<()>,
+) -> Result<Sampled> {
+    if let Some(mut still) = Still::open(request.path)? {
+        let codec = still.info().codec.clone();
+        sample(&mut still, request, &mut keep, &mut emit)?;
+        return Ok(Sampled { codec, damage: None });
     }
-    let mut video = VideoFile::open(&input.path)?;
-    let mut rng = rng::stream(seed, &format!("sample/{}", input.name), video.info().stream as u64);
-    let (strategy, frames) = sample(&mut video, count, &mut rng, keep)?;
-    let damage = video.damage().map(|(errors, reason)| (errors, reason.to_string()));
-    Ok(Sample { info: video.info().clone(), strategy, frames, damage })
+    let mut video = VideoFile::open(request.path)?;
+    let codec = video.info().codec.clone();
+    let mut others = Vec::new();
+    if request.streams == Streams::All {
+        others = video.streams();
+        others.retain(|&stream| stream != video.info().stream);
+    }
+    let mut damage: Option<(u32, String)> = None;
+    let mut others = others.into_iter();
+    loop {
+        video.show(request.interlaced);
+        sample(&mut video, request, &mut keep, &mut emit)?;
+        if let Some((count, reason)) = video.damage() {
+            let before = damage.map_or(0, |(count, _)| count);
+            damage = Some((before.saturating_add(count), reason.to_string()));
+        }
+        let Some(stream) = others.next() else { return Ok(Sampled { codec, damage }) };
+        video = VideoFile::open_stream(request.path, Some(stream))?;
+    }
 }
 
-/// As [`sample_file`], from any source that stands before its first frame.
+/// As [`sample_file`], from a source that stands before its first frame.
 ///
 /// # Errors
 /// As [`sample_file`].
 pub fn sample<T>(
     source: &mut impl VideoSource,
+    request: &Request,
+    keep: &mut impl FnMut(&VideoInfo, Instant, Picture) -> Result<T>,
+    emit: &mut impl FnMut(T) -> Result<()>,
+) -> Result<()> {
+    match request.strategy {
+        Strategy::Random { per_video } => {
+            let stream = source.info().stream as u64;
+            let mut rng = rng::stream(request.seed, &format!("sample/{}", request.name), stream);
+            random(source, *per_video, &mut rng, keep)?.into_iter().try_for_each(emit)
+        }
+        Strategy::Every { seconds } => {
+            let times = (0u64..).map(|number| number as f64 * seconds);
+            at_times(source, times, keep, emit)
+        }
+        Strategy::Times { seconds } => {
+            let mut seconds = seconds.clone();
+            seconds.sort_by(f64::total_cmp);
+            at_times(source, seconds.into_iter(), keep, emit)
+        }
+        Strategy::Keyframes => {
+            while let Some(at) = source.next_key()? {
+                let picture = source.picture()?;
+                emit(keep(source.info(), at, picture)?)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The frames shown at `times`, seconds after the start that do not decrease, each frame once.
+fn at_times<T>(
+    source: &mut impl VideoSource,
+    times: impl Iterator<Item = f64>,
+    keep: &mut impl FnMut(&VideoInfo, Instant, Picture) -> Result<T>,
+    emit: &mut impl FnMut(T) -> Result<()>,
+) -> Result<()> {
+    let (first, time_base) = (source.info().first_pts, source.info().time_base);
+    let mut shown: Option<Instant> = None;
+    for time in times {
+        // Numbers such as 0.1 s have no exact value in binary, nor have they in most time bases.
+        let target = first.saturating_add((time / time_base + 1e-6).floor() as i64);
+        if shown.is_some_and(|at| target < at.pts.saturating_add(at.length)) {
+            continue;
+        }
+        let at = source.seek(target)?;
+        if target >= at.pts.saturating_add(at.length) {
+            return Ok(());
+        }
+        let picture = source.picture()?;
+        emit(keep(source.info(), at, picture)?)?;
+        shown = Some(at);
+    }
+    Ok(())
+}
+
+/// Takes `count` frames at random instants, or all if there are fewer.
+fn random<T>(
+    source: &mut impl VideoSource,
     count: usize,
     rng: &mut rng::ChaCha8Rng,
-    mut keep: impl FnMut(&VideoInfo, RgbImage) -> Result<T>,
-) -> Result<(Strategy, Vec<(Instant, T)>)> {
+    keep: &mut impl FnMut(&VideoInfo, Instant, Picture) -> Result<T>,
+) -> Result<Vec<T>> {
     let first = source.info().first_pts;
     let Some(mut end) = source.info().end_pts.filter(|&end| end > first) else {
-        return Ok((Strategy::Pass, pass(source, count, rng, keep)?));
+        return pass(source, count, rng, keep);
     };
     // Where about half of the frames are wanted, each has to be decoded anyway.
     if count as u64 > end.abs_diff(first) / source.info().usual_length.unsigned_abs().max(1) / 2 + 1 {
-        return Ok((Strategy::Pass, pass(source, count, rng, keep)?));
+        return pass(source, count, rng, keep);
     }
     let mut taken: BTreeMap<i64, (Instant, T)> = BTreeMap::new();
     for _ in 0..ROUNDS {
@@ -168,15 +223,15 @@ pub fn sample<T>(
                 end = over.max(first + 1);
             } else if let Entry::Vacant(place) = taken.entry(at.pts) {
                 let picture = source.picture()?;
-                place.insert((at, keep(source.info(), picture)?));
+                place.insert((at, keep(source.info(), at, picture)?));
             }
         }
         if taken.len() == count {
-            return Ok((Strategy::Jump, taken.into_values().collect()));
+            return Ok(taken.into_values().map(|(_, item)| item).collect());
         }
     }
     source.rewind()?;
-    Ok((Strategy::Pass, pass(source, count, rng, keep)?))
+    pass(source, count, rng, keep)
 }
 
 /// One look at every frame: a weighted reservoir (Efraimidis and Spirakis 2006), the weight being the time that a
@@ -185,8 +240,8 @@ fn pass<T>(
     source: &mut impl VideoSource,
     count: usize,
     rng: &mut rng::ChaCha8Rng,
-    mut keep: impl FnMut(&VideoInfo, RgbImage) -> Result<T>,
-) -> Result<Vec<(Instant, T)>> {
+    keep: &mut impl FnMut(&VideoInfo, Instant, Picture) -> Result<T>,
+) -> Result<Vec<T>> {
     let mut reservoir: Vec<(f64, Instant, T)> = Vec::new();
     while let Some(at) = source.advance()? {
         let key = (1.0 - rng.random::<f64>()).ln() / at.length as f64;
@@ -194,20 +249,21 @@ fn pass<T>(
             continue;
         }
         let picture = source.picture()?;
-        let item = keep(source.info(), picture)?;
+        let item = keep(source.info(), at, picture)?;
         reservoir.truncate(count - 1);
         let place = reservoir.partition_point(|(other, ..)| *other >= key);
         reservoir.insert(place, (key, at, item));
     }
     reservoir.sort_by_key(|(_, at, _)| at.pts);
     reservoir.dedup_by_key(|(_, at, _)| at.pts);
-    Ok(reservoir.into_iter().map(|(_, at, item)| (at, item)).collect())
+    Ok(reservoir.into_iter().map(|(.., item)| item).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::video::Orientation;
+    use image::RgbImage;
 
     /// Frames of given lengths; the picture's only pixel tells which frame it is.
     struct Clip {
@@ -259,15 +315,42 @@ mod tests {
             self.at = None;
             Ok(())
         }
-        fn picture(&mut self) -> Result<RgbImage> {
-            Ok(RgbImage::from_pixel(1, 1, image::Rgb([self.at.unwrap() as u8; 3])))
+        fn next_key(&mut self) -> Result<Option<Instant>> {
+            loop {
+                // Every third frame is a key frame.
+                match self.advance()? {
+                    Some(_) if !self.at.unwrap().is_multiple_of(3) => {}
+                    found => return Ok(found),
+                }
+            }
+        }
+        fn picture(&mut self) -> Result<Picture> {
+            let image = RgbImage::from_pixel(1, 1, image::Rgb([self.at.unwrap() as u8; 3]));
+            let orientation = Orientation::default();
+            Ok(Picture { image, coded_width: 1, coded_height: 1, orientation, interlaced: false })
         }
     }
 
-    fn frames(clip: &mut Clip, count: usize, seed: u64) -> (Strategy, Vec<u8>) {
-        let mut rng = rng::stream(seed, "sampler test", 0);
-        let (strategy, frames) = sample(clip, count, &mut rng, |_, p| Ok(p.as_raw()[0])).unwrap();
-        (strategy, frames.into_iter().map(|(_, frame)| frame).collect())
+    fn frames(clip: &mut Clip, strategy: Strategy, seed: u64) -> Vec<u8> {
+        let request = Request {
+            path: Path::new("clip"),
+            name: "clip",
+            seed,
+            strategy: &strategy,
+            streams: Streams::Best,
+            interlaced: Interlaced::Field,
+        };
+        let mut found = Vec::new();
+        let mut emit = |frame| {
+            found.push(frame);
+            Ok(())
+        };
+        sample(clip, &request, &mut |_, _, picture| Ok(picture.image.as_raw()[0]), &mut emit).unwrap();
+        found
+    }
+
+    fn random(clip: &mut Clip, per_video: usize, seed: u64) -> Vec<u8> {
+        frames(clip, Strategy::Random { per_video }, seed)
     }
 
     #[test]
@@ -277,7 +360,7 @@ mod tests {
         for end in [Some(120), None, Some(500)] {
             let mut hits = [0; 4];
             for seed in 0..4000 {
-                let (_, found) = frames(&mut clip(&lengths, end), 1, seed);
+                let found = random(&mut clip(&lengths, end), 1, seed);
                 hits[usize::from(found[0])] += 1;
             }
             for (hit, length) in hits.into_iter().zip(lengths) {
@@ -292,34 +375,34 @@ mod tests {
     fn frames_are_distinct_sorted_and_all_of_them_if_more_are_asked() {
         for end in [Some(150), None] {
             for seed in 0..50 {
-                let (_, found) = frames(&mut clip(&[1; 50], end), 10, seed);
+                let found = random(&mut clip(&[1; 50], end), 10, seed);
                 assert_eq!(found.len(), 10);
                 assert!(found.is_sorted_by(|a, b| a < b), "{found:?}");
             }
-            let (strategy, found) = frames(&mut clip(&[3, 1, 2], end), 10, 1);
-            assert_eq!((strategy, found), (Strategy::Pass, vec![0, 1, 2]));
+            assert_eq!(random(&mut clip(&[3, 1, 2], end), 10, 1), [0, 1, 2]);
         }
     }
 
     #[test]
-    fn folders_are_searched_for_videos_and_every_file_is_taken_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        std::fs::create_dir_all(at("deep/er")).unwrap();
-        for name in ["b.mp4", "a.MKV", "notes.txt", ".hidden.mp4", "deep/er/c.webm"] {
-            std::fs::write(at(name), "x").unwrap();
+    fn frames_at_given_times_are_those_shown_then_whatever_the_file_says_about_its_end() {
+        // Shown from 0, 0.1, 0.3, 0.6 and 0.7 s after the start to 1.2 s.
+        let lengths = [1, 2, 3, 1, 5];
+        for end in [Some(112), None, Some(105), Some(500)] {
+            let at = |seconds: &[f64]| {
+                frames(&mut clip(&lengths, end), Strategy::Times { seconds: seconds.to_vec() }, 0)
+            };
+            assert_eq!(at(&[0.0, 0.1, 0.25, 0.3, 0.59, 0.6, 1.19]), [0, 1, 2, 3, 4], "end {end:?}");
+            assert_eq!(at(&[1.3, 0.65, 0.2]), [1, 3], "end {end:?}");
+            assert_eq!(at(&[99.0]), [] as [u8; 0]);
+            let every = |seconds| frames(&mut clip(&lengths, end), Strategy::Every { seconds }, 0);
+            assert_eq!(every(0.3), [0, 2, 3, 4], "end {end:?}");
+            assert_eq!(every(0.01), [0, 1, 2, 3, 4]);
+            assert_eq!(every(7.0), [0]);
         }
-        let names = |arguments: &[PathBuf]| -> Vec<String> {
-            collect(arguments).unwrap().into_iter().map(|input| input.name).collect()
-        };
-        let root = folder.path().to_path_buf();
-        assert_eq!(names(std::slice::from_ref(&root)), ["a.MKV", "b.mp4", "deep/er/c.webm"]);
-        assert_eq!(
-            names(&[at("notes.txt"), at("deep/../b.mp4"), root]),
-            ["notes.txt", "b.mp4", "a.MKV", "deep/er/c.webm"]
-        );
-        std::fs::create_dir(at("empty")).unwrap();
-        let error = collect(&[at("empty")]).unwrap_err().to_string();
-        assert!(error.contains("empty") && error.contains("holds no video"), "{error}");
+    }
+
+    #[test]
+    fn key_frames_are_all_taken_and_no_others() {
+        assert_eq!(frames(&mut clip(&[1; 10], None), Strategy::Keyframes, 0), [0, 3, 6, 9]);
     }
 }

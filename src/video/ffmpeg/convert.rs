@@ -15,6 +15,22 @@ pub(super) struct Converter {
     layout: Layout,
 }
 
+/// One of the two fields of an interlaced frame.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Field {
+    /// Rows 0, 2, 4...
+    Top,
+    /// Rows 1, 3, 5...
+    Bottom,
+}
+
+impl Field {
+    /// The one that is shown first.
+    pub fn first(top_first: bool) -> Field {
+        if top_first { Field::Top } else { Field::Bottom }
+    }
+}
+
 /// What a [`Converter`] was made for.
 #[derive(Clone, Copy, PartialEq)]
 struct Layout {
@@ -23,10 +39,12 @@ struct Layout {
     alpha: bool,
     matrix: c_int,
     full_range: bool,
+    /// Of planar formats with an even height only.
+    field: Option<Field>,
 }
 
 impl Layout {
-    fn of(frame: &ff::frame::Video, aspect: f64) -> Result<Layout, String> {
+    fn of(frame: &ff::frame::Video, aspect: f64, field: Option<Field>) -> Result<Layout, String> {
         // SAFETY: the frame is valid. Enumerations are read as numbers, since a file may hold any.
         let (format, width, height, space, range) = unsafe {
             let f = frame.as_ptr();
@@ -67,7 +85,10 @@ impl Layout {
         };
         let alpha = flags & u64::from(ffi::AV_PIX_FMT_FLAG_ALPHA as u32) != 0;
         let full_range = range == ffi::AVColorRange::AVCOL_RANGE_JPEG as c_int || name.starts_with(b"yuvj");
-        Ok(Layout { from: (format, width, height), to, alpha, matrix, full_range })
+        let planar = flags & u64::from(ffi::AV_PIX_FMT_FLAG_PLANAR as u32) != 0;
+        let field = field.filter(|_| planar && height % 4 == 0);
+        let rows = if field.is_some() { height / 2 } else { height };
+        Ok(Layout { from: (format, width, rows), to, alpha, matrix, full_range, field })
     }
 }
 
@@ -101,8 +122,9 @@ impl Converter {
         cache: &mut Option<Self>,
         frame: &ff::frame::Video,
         aspect: f64,
+        field: Option<Field>,
     ) -> Result<RgbImage, String> {
-        let layout = Layout::of(frame, aspect)?;
+        let layout = Layout::of(frame, aspect, field)?;
         let converter = match cache.take() {
             Some(converter) if converter.layout == layout => cache.insert(converter),
             _ => cache.insert(Converter::new(layout)?),
@@ -117,7 +139,17 @@ impl Converter {
             if (*to).data[0].is_null() {
                 return Err(format!("no memory for {width}x{height}"));
             }
-            let (data, strides) = ((*from).data.as_ptr().cast(), (*from).linesize.as_ptr());
+            let (mut data, mut strides) = ((*from).data, (*from).linesize);
+            if let Some(field) = layout.field {
+                // Every second row of each plane: twice the stride, from the first row or the second.
+                for (data, stride) in data.iter_mut().zip(&mut strides).filter(|(data, _)| !data.is_null()) {
+                    if field == Field::Bottom {
+                        *data = data.offset(*stride as isize);
+                    }
+                    *stride *= 2;
+                }
+            }
+            let (data, strides) = (data.as_ptr().cast(), strides.as_ptr());
             let (to_data, to_strides) = ((*to).data.as_ptr(), (*to).linesize.as_ptr());
             ffi::sws_scale(converter.context, data, strides, 0, layout.from.2, to_data, to_strides)
         };
@@ -166,7 +198,7 @@ mod tests {
             let mut frame = yuv(width, height, [145, 54, 34]);
             frame.set_color_space(space);
             frame.set_color_range(range);
-            let rgb = Converter::convert(&mut None, &frame, 1.0).unwrap();
+            let rgb = Converter::convert(&mut None, &frame, 1.0, None).unwrap();
             rgb.get_pixel(5, 5).0
         };
         let near = |a: [u8; 3], b: [u8; 3]| a.iter().zip(b).all(|(a, b)| a.abs_diff(b) <= 3);
@@ -185,13 +217,31 @@ mod tests {
     #[test]
     fn pixels_become_square_and_monsters_are_refused() {
         let frame = yuv(63, 41, [128; 3]);
-        let size = |aspect| Converter::convert(&mut None, &frame, aspect).unwrap().dimensions();
+        let size = |aspect| Converter::convert(&mut None, &frame, aspect, None).unwrap().dimensions();
         assert_eq!([1.0, f64::NAN, 0.0, 1e9, 224.0 / 225.0].map(size), [(63, 41); 5]);
         assert_eq!((size(2.0), size(0.5)), ((126, 41), (63, 82)));
         let mut wide = yuv(16, 16, [128; 3]);
         wide.set_width(100_000);
         wide.set_height(100_000);
-        let refused = Converter::convert(&mut None, &wide, 1.0).unwrap_err();
+        let refused = Converter::convert(&mut None, &wide, 1.0, None).unwrap_err();
         assert!(refused.contains("larger than"), "{refused}");
+    }
+
+    #[test]
+    fn a_field_is_every_second_row_at_full_height() {
+        let mut frame = yuv(64, 48, [60, 128, 128]);
+        let stride = frame.stride(0);
+        frame.data_mut(0).chunks_mut(stride).skip(1).step_by(2).for_each(|row| row.fill(200));
+        let shown = |field| Converter::convert(&mut None, &frame, 1.0, field).unwrap();
+        for (field, grey) in [(Field::Top, 51), (Field::Bottom, 214)] {
+            let picture = shown(Some(field));
+            assert_eq!(picture.dimensions(), (64, 48));
+            assert!(
+                picture.iter().all(|v| v.abs_diff(grey) <= 2),
+                "{field:?}: {:?}",
+                picture.get_pixel(9, 9)
+            );
+        }
+        assert_ne!(shown(None).get_pixel(9, 8), shown(None).get_pixel(9, 9));
     }
 }
