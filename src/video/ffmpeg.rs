@@ -1,9 +1,14 @@
 //! Decodes video files through FFmpeg's libraries: exact jumps, upright frames, right colours.
 //!
 //! Containers promise little: durations are unset or wrong, a jump may land late, timestamps start anywhere. So every
-//! jump is checked by decoding, and repeated from further back or from the start of the file if it landed late.
+//! jump is checked, and repeated from further back or from the start of the file if it landed late.
+//!
+//! On the way to a frame, those that are neither wanted nor needed by others are not decoded ([`aim`](VideoFile::aim)).
+//! This relies on the timestamps of the packets. Where they are missing or the frame that they promise does not come
+//! out, every frame is decoded instead ([`walk`](VideoFile::walk)).
 
 mod convert;
+mod packets;
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
@@ -14,6 +19,7 @@ use std::sync::Once;
 use convert::{Converter, Field};
 use ffmpeg_next as ff;
 use ffmpeg_next::ffi;
+use packets::Packets;
 
 use super::{Instant, Interlaced, Orientation, Picture, VideoInfo, VideoSource};
 use crate::error::{Error, Result};
@@ -31,10 +37,14 @@ pub struct VideoFile {
     decoder: ff::decoder::Video,
     converter: Option<Converter>,
     info: VideoInfo,
+    packets: Packets,
     /// Shown from its timestamp until that of `ahead`.
     current: Option<Shot>,
-    ahead: Option<Shot>,
-    end_of_packets: bool,
+    ahead: Ahead,
+    /// Whether the decoder was told that there are no more packets.
+    draining: bool,
+    /// Frames decoded since the file was opened.
+    decoded: u64,
     /// Whether only key frames are decoded from here on.
     keys_only: bool,
     interlaced: Interlaced,
@@ -52,6 +62,20 @@ struct Shot {
     pts: i64,
 }
 
+/// What follows the current frame.
+enum Ahead {
+    Frame(Shot),
+    /// It is still to be decoded; its timestamp, if packets tell.
+    ToDecode(Option<i64>),
+    Nothing,
+}
+
+impl From<Option<Shot>> for Ahead {
+    fn from(shot: Option<Shot>) -> Ahead {
+        shot.map_or(Ahead::Nothing, Ahead::Frame)
+    }
+}
+
 /// What experience with this file says about jumping.
 #[derive(Clone, Copy, PartialEq)]
 enum Jumps {
@@ -62,10 +86,10 @@ enum Jumps {
 }
 
 impl VideoFile {
-    /// Opens a file and decodes its first frame.
+    /// Opens a file.
     ///
     /// # Errors
-    /// If the file is missing, is no video, has no video stream or nothing in it can be decoded.
+    /// If the file is missing, is no video, has no video stream, or it is found already that nothing can be decoded.
     pub fn open(path: &Path) -> Result<VideoFile> {
         VideoFile::open_stream(path, None)
     }
@@ -85,16 +109,23 @@ impl VideoFile {
         }
         std::fs::File::open(path).map_err(Error::io(path, "read"))?;
         let mut video = open_stream(path, stream).map_err(|problem| Error::bad_file(path, problem))?;
-        video.ahead = video.decode();
-        let Some(first) = &video.ahead else {
-            let reason = video.last_error.take().unwrap_or_else(|| "the stream has no frame".into());
-            return Err(Error::bad_file(path, format!("no frame can be decoded: {reason}")));
-        };
-        let first_pts = first.pts;
-        if let Some(matrix) = frame_matrix(&first.frame) {
-            video.info.orientation = Orientation::from_display_matrix(&matrix);
+        video.read_ahead();
+        if video.info.usual_length == 0 {
+            let stated = video.packets.front().map_or(0, |packet| packet.duration());
+            let at_25_hz = (0.04 / video.info.time_base).round() as i64;
+            video.info.usual_length = if stated > 0 { stated } else { at_25_hz.max(1) };
         }
-        (video.info.coded_width, video.info.coded_height) = (first.frame.width(), first.frame.height());
+        let first_pts = match video.announced_start() {
+            Some(pts) => pts,
+            None => match video.decode(None) {
+                Some(first) => {
+                    let pts = first.pts;
+                    video.ahead = Ahead::Frame(first);
+                    pts
+                }
+                None => return Err(video.nothing()),
+            },
+        };
         video.info.first_pts = first_pts;
         video.info.end_pts = video.stated_end(first_pts);
         Ok(video)
@@ -148,45 +179,107 @@ impl VideoFile {
         unsafe { *(*self.input.as_ptr()).streams.add(self.info.stream) }
     }
 
-    /// The next frame in order of display, damaged packets left out.
-    fn decode(&mut self) -> Option<Shot> {
+    fn nothing(&mut self) -> Error {
+        let reason = self.last_error.take().unwrap_or_else(|| "the stream has no frame".into());
+        Error::bad_file(&self.path, format!("no frame can be decoded: {reason}"))
+    }
+
+    /// Timestamp of the first frame, where packets tell for sure.
+    fn announced_start(&mut self) -> Option<i64> {
+        let (key, pts) = self.packets.front().map(|packet| (packet.is_key(), packet.pts()))?;
+        // Frames before the first key frame cannot be decoded, though packets announce them.
+        let pts = pts.filter(|_| key)?;
+        let first = loop {
+            let first = self.packets.next_after(i64::MIN);
+            if first.is_some_and(|first| self.packets.complete_to(first)) || !self.read_ahead() {
+                break first;
+            }
+        };
+        first.filter(|&first| first >= pts && self.packets.stamped())
+    }
+
+    /// Reads one more packet of the stream; false at the end of the file.
+    fn read_ahead(&mut self) -> bool {
+        let mut in_a_row = 0;
+        while !self.packets.ended() {
+            // `Packet::read` does not release what the packet held before.
+            let mut packet = ff::Packet::empty();
+            match packet.read(&mut self.input) {
+                Ok(()) if packet.stream() != self.info.stream => {}
+                Ok(()) => {
+                    self.packets.push(packet);
+                    return true;
+                }
+                Err(ff::Error::InvalidData | ff::Error::Other { errno: ff::error::EAGAIN })
+                    if in_a_row < MAX_ERRORS =>
+                {
+                    in_a_row += 1;
+                    self.note(ff::Error::InvalidData);
+                }
+                Err(e) => {
+                    if e != ff::Error::Eof {
+                        self.note(e);
+                    }
+                    self.packets.end();
+                }
+            }
+        }
+        false
+    }
+
+    /// The next frame in order of display, damaged packets left out. With a `target`, frames are left out that others
+    /// do not need and that end before this timestamp.
+    fn decode(&mut self, target: Option<i64>) -> Option<Shot> {
         let mut in_a_row = 0;
         while in_a_row < MAX_ERRORS {
             let mut frame = ff::frame::Video::empty();
             match self.decoder.receive_frame(&mut frame) {
                 Ok(()) => {
+                    self.decoded += 1;
                     // SAFETY: a received frame is a valid AVFrame.
                     let discard = unsafe { (*frame.as_ptr()).flags & ffi::AV_FRAME_FLAG_DISCARD != 0 };
                     if discard {
                         continue;
                     }
-                    let last = self.ahead.as_ref().or(self.current.as_ref()).map(|shot| shot.pts);
+                    let last = match &self.ahead {
+                        Ahead::Frame(ahead) => Some(ahead.pts),
+                        _ => self.current.as_ref().map(|shot| shot.pts),
+                    };
                     let pts = frame.timestamp().or_else(|| last?.checked_add(self.info.usual_length));
-                    return Some(Shot { frame, pts: pts.unwrap_or(0) });
+                    let pts = pts.unwrap_or(0);
+                    self.packets.came_out(pts);
+                    return Some(Shot { frame, pts });
                 }
-                Err(ff::Error::Other { errno: ff::error::EAGAIN }) if !self.end_of_packets => {}
-                Err(ff::Error::Eof | ff::Error::Other { errno: ff::error::EAGAIN }) => return None,
+                Err(ff::Error::Other { errno: ff::error::EAGAIN }) if !self.draining => {}
+                Err(ff::Error::Eof | ff::Error::Other { errno: ff::error::EAGAIN }) => {
+                    if !self.keys_only || self.packets.front().is_none() && !self.read_ahead() {
+                        return None;
+                    }
+                    self.decoder.flush();
+                    self.draining = false;
+                }
                 Err(e) => {
                     in_a_row += 1;
                     self.note(e);
                     continue;
                 }
             }
-            // `Packet::read` does not release what the packet held before.
-            let mut packet = ff::Packet::empty();
-            let sent = match packet.read(&mut self.input) {
-                Ok(()) if packet.stream() != self.info.stream => continue,
-                Ok(()) => self.decoder.send_packet(&packet),
-                Err(ff::Error::InvalidData | ff::Error::Other { errno: ff::error::EAGAIN }) => {
-                    self.note(ff::Error::InvalidData);
-                    in_a_row += 1;
-                    continue;
+            if self.packets.front().is_none() {
+                self.read_ahead();
+            }
+            let skip = self.needless(target);
+            let sent = match self.packets.pop() {
+                Some(packet) if self.keys_only && !packet.is_key() => continue,
+                Some(packet) => {
+                    // SAFETY: a plain field of a valid decoder, which runs on this thread only.
+                    unsafe { (*self.decoder.as_mut_ptr()).skip_frame = skip };
+                    let sent = self.decoder.send_packet(&packet);
+                    // Key frames are decoded each by itself, since they do not follow each other in the stream.
+                    self.draining = self.keys_only;
+                    if self.draining { sent.and(self.decoder.send_eof()) } else { sent }
                 }
-                Err(e) => {
-                    if e != ff::Error::Eof {
-                        self.note(e);
-                    }
-                    self.end_of_packets = true;
+                None => {
+                    self.draining = true;
                     self.decoder.send_eof()
                 }
             };
@@ -199,6 +292,22 @@ impl VideoFile {
             }
         }
         None
+    }
+
+    /// Which kind of frame the decoder may pass over in the next packet.
+    fn needless(&mut self, target: Option<i64>) -> ffi::AVDiscard {
+        let pts = self.packets.front().and_then(|packet| packet.pts());
+        if let (Some(target), Some(pts)) = (target, pts) {
+            loop {
+                if self.packets.has_between(pts, target) {
+                    return ffi::AVDiscard::AVDISCARD_NONREF;
+                }
+                if self.packets.complete_to(target) || !self.read_ahead() {
+                    break;
+                }
+            }
+        }
+        ffi::AVDiscard::AVDISCARD_DEFAULT
     }
 
     fn note(&mut self, error: ff::Error) {
@@ -214,11 +323,114 @@ impl VideoFile {
             ffi::avformat_seek_file(self.input.as_mut_ptr(), stream, i64::MIN, pts, pts, 0)
         };
         self.decoder.flush();
-        (self.current, self.ahead, self.end_of_packets) = (None, None, false);
-        if code >= 0 {
-            self.ahead = self.decode();
-        }
+        self.packets = Packets::new();
+        (self.current, self.ahead, self.draining) = (None, Ahead::ToDecode(None), false);
         code >= 0
+    }
+
+    /// After a jump: when the first frame is shown that can be decoded, with all that follow it.
+    fn landed(&mut self) -> Option<i64> {
+        for _ in 0..MAX_ERRORS {
+            if self.packets.front().is_none() && !self.read_ahead() {
+                return None;
+            }
+            match self.packets.front().filter(|packet| packet.is_key()).map(|packet| packet.pts()) {
+                Some(Some(pts)) => return Some(pts),
+                Some(None) => break,
+                None => drop(self.packets.pop()),
+            }
+        }
+        let shot = self.decode(None)?;
+        let pts = shot.pts;
+        self.ahead = Ahead::Frame(shot);
+        Some(pts)
+    }
+
+    /// Goes to a place at or before the frame shown at `pts`, from which it can be decoded: by jumping, or else to the
+    /// start of the file. There is no current frame then.
+    fn land(&mut self, pts: i64) -> Result<()> {
+        if self.jumps == Jumps::Fail {
+            return self.rewind();
+        }
+        let start = self.current.as_ref().map(|shot| shot.pts);
+        let second = (1.0 / self.info.time_base).max(1.0) as i64;
+        let (mut wanted, mut back) = (pts, second);
+        loop {
+            if wanted <= self.info.first_pts {
+                return self.rewind();
+            }
+            if !self.jump(wanted) {
+                self.jumps = Jumps::Fail;
+                return self.rewind();
+            }
+            if let Some(landed) = self.landed().filter(|&landed| landed <= pts) {
+                let back_again = start.is_some_and(|start| landed < start && start <= pts);
+                if back_again && self.jumps == Jumps::Work {
+                    self.jumps = Jumps::OnlyBack;
+                }
+                return Ok(());
+            }
+            wanted = pts.saturating_sub(back);
+            back = back.saturating_mul(4);
+        }
+    }
+
+    /// Goes on to the frame shown at `target` and decodes only what it needs; false if packets do not tell, or not the
+    /// truth: then frames may have been left out that are shown.
+    fn aim(&mut self, target: i64) -> bool {
+        match std::mem::replace(&mut self.ahead, Ahead::Nothing) {
+            Ahead::Frame(shot) if shot.pts <= target => self.current = Some(shot),
+            Ahead::ToDecode(_) => {}
+            other => {
+                self.ahead = other;
+                return self.current.is_some();
+            }
+        }
+        self.ahead = Ahead::ToDecode(None);
+        loop {
+            let at = self.current.as_ref().map_or(i64::MIN, |shot| shot.pts);
+            while !self.packets.has_between(at, target) && !self.packets.complete_to(target) {
+                self.read_ahead();
+            }
+            if !self.packets.stamped() {
+                return false;
+            }
+            if !self.packets.has_between(at, target) {
+                break;
+            }
+            match self.decode(Some(target)) {
+                Some(shot) if shot.pts <= target => self.current = Some(shot),
+                _ => return false,
+            }
+        }
+        let Some(at) = self.current.as_ref().map(|shot| shot.pts) else { return false };
+        let next = loop {
+            let next = self.packets.next_after(at);
+            if next.is_some_and(|next| self.packets.complete_to(next)) || !self.read_ahead() {
+                break next;
+            }
+        };
+        self.ahead = Ahead::ToDecode(next);
+        self.packets.stamped()
+    }
+
+    /// Decodes every frame on the way to the one shown at `pts`.
+    fn walk(&mut self, pts: i64) -> Result<()> {
+        if self.current.is_none() {
+            self.advance()?;
+        }
+        self.look_ahead();
+        while matches!(&self.ahead, Ahead::Frame(next) if next.pts <= pts) {
+            self.advance()?;
+        }
+        Ok(())
+    }
+
+    /// Decodes the frame that follows the current one, if that was not done.
+    fn look_ahead(&mut self) {
+        if matches!(self.ahead, Ahead::ToDecode(_)) {
+            self.ahead = self.decode(None).into();
+        }
     }
 
     /// Whether jumping to `pts` is likely faster than decoding on to it.
@@ -241,8 +453,13 @@ impl VideoFile {
     fn instant(&self) -> Option<Instant> {
         let shot = self.current.as_ref()?;
         let stated = shot.frame.packet().duration;
-        let length = match &self.ahead {
-            Some(next) => next.pts.saturating_sub(shot.pts),
+        let next = match &self.ahead {
+            Ahead::Frame(next) => Some(next.pts),
+            Ahead::ToDecode(next) => *next,
+            Ahead::Nothing => None,
+        };
+        let length = match next {
+            Some(next) => next.saturating_sub(shot.pts),
             None if stated > 0 => stated,
             None => self.info.usual_length,
         };
@@ -257,20 +474,25 @@ impl VideoSource for VideoFile {
     }
 
     fn advance(&mut self) -> Result<Option<Instant>> {
-        let Some(next) = self.ahead.take() else { return Ok(None) };
-        self.current = Some(next);
-        self.ahead = self.decode();
+        self.look_ahead();
+        match std::mem::replace(&mut self.ahead, Ahead::Nothing) {
+            Ahead::Frame(next) => self.current = Some(next),
+            _ if self.decoded == 0 => return Err(self.nothing()),
+            _ => return Ok(None),
+        }
+        self.ahead = self.decode(None).into();
         Ok(self.instant())
     }
 
     fn next_key(&mut self) -> Result<Option<Instant>> {
         if !self.keys_only {
-            self.rewind()?;
+            if self.current.is_some() {
+                self.rewind()?;
+            }
             self.keys_only = true;
-            // SAFETY: plain fields of a valid decoder; the frames that are ahead are decoded again.
-            unsafe { (*self.decoder.as_mut_ptr()).skip_frame = ffi::AVDiscard::AVDISCARD_NONKEY };
-            if self.ahead.as_ref().is_some_and(|shot| !shot.frame.is_key()) {
-                self.ahead = self.decode();
+            self.decoder.flush();
+            if matches!(&self.ahead, Ahead::Frame(first) if !first.frame.is_key()) {
+                self.ahead = Ahead::ToDecode(None);
             }
         }
         self.advance()
@@ -278,42 +500,19 @@ impl VideoSource for VideoFile {
 
     fn seek(&mut self, pts: i64) -> Result<Instant> {
         let start = self.current.as_ref().map(|shot| shot.pts);
-        match start {
-            Some(at) if at <= pts && !self.worth_a_jump(at, pts) => {}
-            _ if self.jumps == Jumps::Fail => {
-                self.rewind()?;
-                self.advance()?;
-            }
-            _ => {
-                let second = (1.0 / self.info.time_base).max(1.0) as i64;
-                let (mut wanted, mut back) = (pts, second);
-                loop {
-                    if wanted <= self.info.first_pts {
-                        self.rewind()?;
-                        break;
-                    }
-                    if !self.jump(wanted) {
-                        self.jumps = Jumps::Fail;
-                        self.rewind()?;
-                        break;
-                    }
-                    if self.ahead.as_ref().is_some_and(|shot| shot.pts <= pts) {
-                        break;
-                    }
-                    wanted = pts.saturating_sub(back);
-                    back = back.saturating_mul(4);
-                }
-                let landed = self.ahead.as_ref().map(|shot| shot.pts);
-                if landed < start && start.is_some_and(|at| at <= pts) && self.jumps == Jumps::Work {
-                    self.jumps = Jumps::OnlyBack;
-                }
-                self.advance()?;
-            }
+        if start.is_none_or(|at| at > pts || self.worth_a_jump(at, pts)) {
+            self.land(pts)?;
         }
-        while self.ahead.as_ref().is_some_and(|next| next.pts <= pts) {
-            self.advance()?;
+        if self.packets.stamped() {
+            if self.aim(pts) {
+                return self.instant().ok_or_else(|| self.nothing());
+            }
+            // Once more, decoding all.
+            self.current = None;
+            self.land(pts)?;
         }
-        self.instant().ok_or_else(|| Error::bad_file(&self.path, "no frame can be decoded any more"))
+        self.walk(pts)?;
+        self.instant().ok_or_else(|| self.nothing())
     }
 
     fn rewind(&mut self) -> Result<()> {
@@ -382,19 +581,8 @@ fn open_stream(path: &Path, wanted: Option<usize>) -> Result<VideoFile, String> 
     {
         return Err(format!("is no video but a text read as `{name}`"));
     }
-    // SAFETY: one dictionary per stream that exists now, freed afterwards.
-    let code = unsafe {
-        let limit = CString::new(MAX_PIXELS.to_string()).expect("digits");
-        let mut options = vec![ptr::null_mut(); input.nb_streams() as usize];
-        for entry in &mut options {
-            ffi::av_dict_set(entry, c"max_pixels".as_ptr(), limit.as_ptr(), 0);
-        }
-        let code = ffi::avformat_find_stream_info(input.as_mut_ptr(), options.as_mut_ptr());
-        options.iter_mut().for_each(|entry| ffi::av_dict_free(entry));
-        code
-    };
-    if code < 0 {
-        return Err(format!("cannot be read as a video: {}", reason(ff::Error::from(code))));
+    if !is_described(&input) {
+        describe(&mut input)?;
     }
     // SAFETY: reads fields of a valid context.
     let best = unsafe {
@@ -432,33 +620,66 @@ fn open_stream(path: &Path, wanted: Option<usize>) -> Result<VideoFile, String> 
         unsafe { (*other.as_mut_ptr()).discard = ffi::AVDiscard::AVDISCARD_ALL };
     }
     let time_base = if time_base.is_finite() && time_base > 0.0 { time_base } else { 1e-6 };
-    let rate = if rate.is_finite() && rate > 0.0 { rate } else { 25.0 };
-    let info = VideoInfo {
-        stream: index,
-        codec,
-        coded_width: 0,
-        coded_height: 0,
-        orientation,
-        time_base,
-        usual_length: (1.0 / rate / time_base).round().max(1.0) as i64,
-        first_pts: 0,
-        end_pts: None,
+    let usual_length = match rate.is_finite() && rate > 0.0 {
+        true => (1.0 / rate / time_base).round().max(1.0) as i64,
+        false => 0, // until the first packet was read
     };
+    let info =
+        VideoInfo { stream: index, codec, orientation, time_base, usual_length, first_pts: 0, end_pts: None };
     Ok(VideoFile {
         path: path.to_path_buf(),
         input,
         decoder,
         converter: None,
         info,
+        packets: Packets::new(),
         current: None,
-        ahead: None,
-        end_of_packets: false,
+        ahead: Ahead::ToDecode(None),
+        draining: false,
+        decoded: 0,
         keys_only: false,
         interlaced: Interlaced::Field,
         jumps: Jumps::Work,
         errors: 0,
         last_error: None,
     })
+}
+
+/// Whether the container itself says all that is needed to decode its video streams: true for most mp4 files.
+fn is_described(input: &ff::format::context::Input) -> bool {
+    let videos = input.streams().filter(|stream| stream.parameters().medium() == ff::media::Type::Video);
+    let mut lacking = videos.filter(|stream| {
+        // SAFETY: plain fields of a valid stream.
+        let (delay_is_known, size, headers, duration) = unsafe {
+            let parameters = (*stream.as_ptr()).codecpar;
+            let h264_or_hevc = matches!(
+                (*parameters).codec_id,
+                ffi::AVCodecID::AV_CODEC_ID_H264 | ffi::AVCodecID::AV_CODEC_ID_HEVC
+            );
+            (h264_or_hevc, (*parameters).width, (*parameters).extradata_size, (*stream.as_ptr()).duration)
+        };
+        !(delay_is_known && size > 0 && headers > 0 && duration > 0)
+    });
+    input.format().name().split(',').any(|name| name == "mp4") && lacking.next().is_none()
+}
+
+/// Reads and decodes the beginning of the file, to find out what the container does not say.
+fn describe(input: &mut ff::format::context::Input) -> Result<(), String> {
+    // SAFETY: one dictionary per stream that exists now, freed afterwards.
+    let code = unsafe {
+        let limit = CString::new(MAX_PIXELS.to_string()).expect("digits");
+        let mut options = vec![ptr::null_mut(); input.nb_streams() as usize];
+        for entry in &mut options {
+            ffi::av_dict_set(entry, c"max_pixels".as_ptr(), limit.as_ptr(), 0);
+        }
+        let code = ffi::avformat_find_stream_info(input.as_mut_ptr(), options.as_mut_ptr());
+        options.iter_mut().for_each(|entry| ffi::av_dict_free(entry));
+        code
+    };
+    if code < 0 {
+        return Err(format!("cannot be read as a video: {}", reason(ff::Error::from(code))));
+    }
+    Ok(())
 }
 
 fn matrix(bytes: &[u8]) -> Option<[i32; 9]> {

@@ -32,10 +32,6 @@ pub struct VideoInfo {
     pub stream: usize,
     /// Name of the codec, such as `h264`.
     pub codec: String,
-    /// Width of the stored picture, before rotation and with its own pixel shape.
-    pub coded_width: u32,
-    /// Height of the stored picture.
-    pub coded_height: u32,
     /// How the stored picture becomes upright.
     pub orientation: Orientation,
     /// Seconds per unit of a timestamp.

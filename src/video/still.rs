@@ -63,8 +63,6 @@ impl Still {
         let info = VideoInfo {
             stream: 0,
             codec: codec.into(),
-            coded_width: image.width(),
-            coded_height: image.height(),
             orientation: Orientation::default(),
             time_base: 1.0,
             usual_length: 1,
