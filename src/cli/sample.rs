@@ -44,9 +44,12 @@ pub struct SampleArgs {
     /// Take all key frames instead; others are not decoded.
     #[arg(long, help_heading = WHICH, conflicts_with_all = ["per_video", "every"])]
     keyframes: bool,
+    /// Take the frame in the middle of each shot instead.
+    #[arg(long, help_heading = WHICH, conflicts_with_all = ["per_video", "every", "keyframes"])]
+    scenes: bool,
     /// Take the frames shown at these times after the start instead: 1.5,00:01:30.
     #[arg(long, value_name = "TIMES", help_heading = WHICH, value_delimiter = ',', value_parser = parse_time,
-        conflicts_with_all = ["per_video", "every", "keyframes"])]
+        conflicts_with_all = ["per_video", "every", "keyframes", "scenes"])]
     at: Vec<f64>,
     /// Video streams of a file to look into.
     #[arg(long, value_enum, default_value_t = StreamsArg::Best, help_heading = WHICH)]
@@ -286,6 +289,8 @@ impl SampleArgs {
             Strategy::Every { seconds: every.as_secs_f64() }
         } else if self.keyframes {
             Strategy::Keyframes
+        } else if self.scenes {
+            Strategy::Scenes
         } else if !self.at.is_empty() {
             Strategy::Times { seconds: self.at.clone() }
         } else {

@@ -9,6 +9,7 @@
 
 mod convert;
 mod packets;
+mod scenes;
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
@@ -20,12 +21,16 @@ use convert::{Converter, Field};
 use ffmpeg_next as ff;
 use ffmpeg_next::ffi;
 use packets::Packets;
+use scenes::CutFinder;
 
 use super::{Instant, Interlaced, Orientation, Picture, VideoInfo, VideoSource};
 use crate::error::{Error, Result};
 
 /// Frames with more pixels are refused, so that a hostile file cannot take all memory.
 pub const MAX_PIXELS: u32 = 1 << 28;
+
+/// A shot that is shorter than so many seconds belongs to the one before.
+const SHORTEST_SHOT: f64 = 0.5;
 
 /// Errors in a row after which the rest of a file counts as unreadable.
 const MAX_ERRORS: u32 = 1000;
@@ -496,6 +501,35 @@ impl VideoSource for VideoFile {
             }
         }
         self.advance()
+    }
+
+    fn shots(&mut self) -> Result<Vec<(i64, i64)>> {
+        if self.current.is_some() {
+            self.rewind()?;
+        }
+        let mut cuts = None;
+        let mut shots: Vec<(i64, i64)> = Vec::new();
+        while let Some(at) = self.advance()? {
+            let Some(shot) = &self.current else { break };
+            let is_cut = CutFinder::is_cut(&mut cuts, &shot.frame).map_err(|e| {
+                Error::bad_file(&self.path, format!("cannot compare its frames: {}", reason(e)))
+            })?;
+            let end = at.pts.saturating_add(at.length);
+            match shots.last_mut() {
+                Some((start, last_end)) => {
+                    let length = at.pts.saturating_sub(*start) as f64 * self.info.time_base;
+                    if is_cut && length >= SHORTEST_SHOT {
+                        *last_end = at.pts;
+                        shots.push((at.pts, end));
+                    } else {
+                        *last_end = end;
+                    }
+                }
+                None => shots.push((at.pts, end)),
+            }
+        }
+        self.rewind()?;
+        Ok(shots)
     }
 
     fn seek(&mut self, pts: i64) -> Result<Instant> {

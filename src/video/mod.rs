@@ -87,6 +87,12 @@ pub trait VideoSource {
     /// If nothing more can be decoded although the file goes on.
     fn next_key(&mut self) -> Result<Option<Instant>>;
 
+    /// Start and end of every shot, the pieces between cuts, in order; the source then stands before its first frame.
+    ///
+    /// # Errors
+    /// If frames cannot be decoded or compared.
+    fn shots(&mut self) -> Result<Vec<(i64, i64)>>;
+
     /// Goes to the frame shown at timestamp `pts`: the last that starts at or before it, or else the first of all.
     ///
     /// After the end this is the last frame.

@@ -37,6 +37,8 @@ pub enum Strategy {
     },
     /// All key frames.
     Keyframes,
+    /// The frame in the middle of each shot.
+    Scenes,
     /// The frames shown at these times after the start; times after the end are passed over.
     Times {
         /// The times in seconds.
@@ -45,12 +47,13 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// `random`, `every`, `keyframes` or `times`.
+    /// `random`, `every`, `keyframes`, `scenes` or `times`.
     pub fn name(&self) -> &'static str {
         match self {
             Strategy::Random { .. } => "random",
             Strategy::Every { .. } => "every",
             Strategy::Keyframes => "keyframes",
+            Strategy::Scenes => "scenes",
             Strategy::Times { .. } => "times",
         }
     }
@@ -154,6 +157,14 @@ pub fn sample<T>(
             let mut seconds = seconds.clone();
             seconds.sort_by(f64::total_cmp);
             at_times(source, seconds.into_iter(), keep, emit)
+        }
+        Strategy::Scenes => {
+            for (start, end) in source.shots()? {
+                let at = source.seek(start.midpoint(end))?;
+                let picture = source.picture()?;
+                emit(keep(source.info(), at, picture)?)?;
+            }
+            Ok(())
         }
         Strategy::Keyframes => {
             while let Some(at) = source.next_key()? {
@@ -325,6 +336,15 @@ mod tests {
                 }
             }
         }
+        fn shots(&mut self) -> Result<Vec<(i64, i64)>> {
+            // Cut after every fourth frame.
+            let starts: Vec<i64> = (0..=self.lengths.len())
+                .filter(|&f| f.is_multiple_of(4) || f == self.lengths.len())
+                .map(|f| 100 + self.lengths[..f].iter().sum::<i64>())
+                .collect();
+            self.at = None;
+            Ok(starts.windows(2).map(|pair| (pair[0], pair[1])).collect())
+        }
         fn picture(&mut self) -> Result<Picture> {
             let image = RgbImage::from_pixel(1, 1, image::Rgb([self.at.unwrap() as u8; 3]));
             let orientation = Orientation::default();
@@ -400,6 +420,12 @@ mod tests {
             assert_eq!(every(0.01), [0, 1, 2, 3, 4]);
             assert_eq!(every(7.0), [0]);
         }
+    }
+
+    #[test]
+    fn of_each_shot_the_frame_in_the_middle_of_its_time_is_taken() {
+        let found = frames(&mut clip(&[1, 1, 1, 9, 2, 2, 2, 2, 1], None), Strategy::Scenes, 0);
+        assert_eq!(found, [3, 6, 8]);
     }
 
     #[test]

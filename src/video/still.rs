@@ -88,6 +88,10 @@ impl VideoSource for Still {
         self.advance()
     }
 
+    fn shots(&mut self) -> Result<Vec<(i64, i64)>> {
+        Ok(vec![(0, 1)])
+    }
+
     fn seek(&mut self, _pts: i64) -> Result<Instant> {
         self.shown = true;
         Ok(Still::WHEN)
