@@ -125,7 +125,7 @@ fn frames_are_those_of_the_ffmpeg_program_upright_and_in_the_same_colours() {
                 .args(["-nostdin", "-v", "error", "-i"])
                 .arg(&path)
                 .args(["-map", &format!("0:{stream}"), "-vf", &format!("select=eq(n\\,{number})")])
-                .args(["-vsync", "0", "-frames:v", "1", "-sws_flags", "bicubic+accurate_rnd+full_chroma_int"])
+                .args(["-vsync", "0", "-frames:v", "1"])
                 .args(["-f", "rawvideo", "-pix_fmt", "rgb24", "-"])
                 .output()
                 .unwrap();

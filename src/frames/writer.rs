@@ -12,7 +12,6 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use image::DynamicImage;
-use image::codecs::jpeg::JpegEncoder;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -66,16 +65,33 @@ impl PictureFormat {
     /// If the encoder refuses the picture, say one larger than the format allows.
     pub fn encode(self, image: &DynamicImage) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        match self {
-            PictureFormat::Jpg(quality) => {
-                image.write_with_encoder(JpegEncoder::new_with_quality(&mut bytes, quality))
-            }
-            PictureFormat::Png => image.write_to(&mut io::Cursor::new(&mut bytes), image::ImageFormat::Png),
-            PictureFormat::WebP => image.write_to(&mut io::Cursor::new(&mut bytes), image::ImageFormat::WebP),
-        }
-        .map_err(|e| Error::Mismatch(format!("cannot encode a picture as {}: {e}", self.extension())))?;
+        let encoded = match self {
+            PictureFormat::Jpg(quality) => encode_jpeg(image, quality, &mut bytes),
+            PictureFormat::Png => image
+                .write_to(&mut io::Cursor::new(&mut bytes), image::ImageFormat::Png)
+                .map_err(|e| e.to_string()),
+            PictureFormat::WebP => image
+                .write_to(&mut io::Cursor::new(&mut bytes), image::ImageFormat::WebP)
+                .map_err(|e| e.to_string()),
+        };
+        encoded
+            .map_err(|e| Error::Mismatch(format!("cannot encode a picture as {}: {e}", self.extension())))?;
         Ok(bytes)
     }
+}
+
+/// Without chroma subsampling from quality 90 on.
+fn encode_jpeg(image: &DynamicImage, quality: u8, bytes: &mut Vec<u8>) -> Result<(), String> {
+    let side = |side: u32| u16::try_from(side).map_err(|_| format!("a side of {side} pixels is too long"));
+    let (width, height) = (side(image.width())?, side(image.height())?);
+    let encoder = jpeg_encoder::Encoder::new(bytes, quality);
+    let encoded = match image {
+        DynamicImage::ImageLuma8(grey) => {
+            encoder.encode(grey.as_raw(), width, height, jpeg_encoder::ColorType::Luma)
+        }
+        other => encoder.encode(&other.to_rgb8(), width, height, jpeg_encoder::ColorType::Rgb),
+    };
+    encoded.map_err(|e| e.to_string())
 }
 
 /// How a frame set is divided into files.

@@ -97,7 +97,10 @@ impl Converter {
         use ffi::AVPixelFormat::{AV_PIX_FMT_RGB24, AV_PIX_FMT_RGBA};
         let (format, width, height) = layout.from;
         let target = if layout.alpha { AV_PIX_FMT_RGBA } else { AV_PIX_FMT_RGB24 };
-        let flags = ffi::SWS_BICUBIC | ffi::SWS_ACCURATE_RND | ffi::SWS_FULL_CHR_H_INT;
+        // Without another size these are the settings, and the pixels, of the ffmpeg program.
+        let same_size = layout.to == (width, height);
+        let precise = ffi::SWS_ACCURATE_RND | ffi::SWS_FULL_CHR_H_INT;
+        let flags = ffi::SWS_BICUBIC | if same_size { 0 } else { precise };
         // SAFETY: `Layout::of` checked the format; null filters are the default ones.
         unsafe {
             let from = std::mem::transmute::<c_int, ffi::AVPixelFormat>(format);
