@@ -7,10 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use image::RgbImage;
 use striate::frames::FrameStore;
-use striate::video::VideoSource;
-use striate::video::ffmpeg::VideoFile;
 
 /// A folder of test data, with a line where it is missing.
 fn data(folder: &str) -> Option<PathBuf> {
@@ -38,105 +35,6 @@ fn sample(arguments: &[&str]) -> Output {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// All timestamps by decoding from the start, and the pictures at about `count` of them.
-fn sequential(path: &Path, count: usize) -> (Vec<i64>, BTreeMap<usize, RgbImage>) {
-    let mut video = VideoFile::open(path).unwrap();
-    let mut stamps = Vec::new();
-    while let Some(at) = video.advance().unwrap() {
-        stamps.push(at.pts);
-    }
-    let step = (stamps.len() / count).max(1);
-    let mut pictures = BTreeMap::new();
-    video.rewind().unwrap();
-    for number in 0..stamps.len() {
-        video.advance().unwrap();
-        if number % step == 0 || number + 1 == stamps.len() {
-            pictures.insert(number, video.picture().unwrap().image);
-        }
-    }
-    (stamps, pictures)
-}
-
-#[test]
-fn a_jump_shows_the_same_frame_as_decoding_from_the_start() {
-    let Some(videos) = data("videos") else { return };
-    let mut compared = 0;
-    for path in files(&videos) {
-        let Ok(mut video) = VideoFile::open(&path) else { continue };
-        let (stamps, pictures) = sequential(&path, 9);
-        assert!(stamps.is_sorted_by(|a, b| a < b), "{}: {stamps:?}", path.display());
-        assert_eq!(stamps[0], video.info().first_pts, "{}", path.display());
-        // Backwards and forwards in turn, by the first and the last timestamp that shows each frame.
-        let mut order: Vec<_> = pictures.iter().collect();
-        let half = order.len() / 2;
-        order[half..].reverse();
-        order.rotate_left(half / 2);
-        for (&number, picture) in order {
-            let next = stamps.get(number + 1).map_or(stamps[number] + 1, |next| *next);
-            for pts in [stamps[number], next - 1] {
-                let at = video.seek(pts).unwrap();
-                assert_eq!(at.pts, stamps[number], "{}: frame {number} by {pts}", path.display());
-                assert!(
-                    video.picture().unwrap().image == *picture,
-                    "{}: frame {number} differs",
-                    path.display()
-                );
-                compared += 1;
-            }
-        }
-        let last = video.seek(i64::MAX / 4).unwrap();
-        assert_eq!(Some(&last.pts), stamps.last(), "{}: after the end", path.display());
-        assert_eq!(video.seek(i64::MIN / 4).unwrap().pts, stamps[0], "{}: before the start", path.display());
-    }
-    assert!(compared > 300, "only {compared} frames were compared");
-}
-
-#[test]
-fn frames_are_those_of_the_ffmpeg_program_upright_and_in_the_same_colours() {
-    let Some(videos) = data("videos") else { return };
-    if Command::new("ffmpeg").arg("-version").output().is_err() {
-        return eprintln!("skipped: no ffmpeg program");
-    }
-    for (name, frames) in [
-        ("phone_rotation_0.mov", 3),
-        ("phone_rotation_90.mov", 3),
-        ("phone_rotation_180.mov", 3),
-        ("phone_rotation_270.mov", 3),
-        ("cat_phone_rotated_vfr.mp4", 490),
-        ("bikes_mjpeg.avi", 100),
-        ("film_friday.mp4", 185),
-        ("discard_first_keyframe.mp4", 25),
-        ("frames_h265.mp4", 10),
-        ("flower.webm", 150),
-        ("no_duration_vp9.webm", 74),
-        ("person_sign_eat.mkv", 47),
-        ("testcard_av1.mkv", 125),
-        ("testcard_h264_10bit.mp4", 30),
-        ("testcard_odd_321x241_vp9.mp4", 25),
-    ] {
-        let path = videos.join(name);
-        let stream = VideoFile::open(&path).unwrap().info().stream;
-        let (stamps, pictures) = sequential(&path, 3);
-        assert_eq!(stamps.len(), frames, "{name}: number of frames");
-        for (number, picture) in pictures {
-            let output = Command::new("ffmpeg")
-                .args(["-nostdin", "-v", "error", "-i"])
-                .arg(&path)
-                .args(["-map", &format!("0:{stream}"), "-vf", &format!("select=eq(n\\,{number})")])
-                .args(["-vsync", "0", "-frames:v", "1"])
-                .args(["-f", "rawvideo", "-pix_fmt", "rgb24", "-"])
-                .output()
-                .unwrap();
-            let theirs = RgbImage::from_raw(picture.width(), picture.height(), output.stdout);
-            let theirs = theirs.unwrap_or_else(|| panic!("{name} {number}: {}", text(&output.stderr)));
-            let squares = picture.iter().zip(theirs.iter()).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
-            let error = squares.sum::<f64>() / picture.len() as f64;
-            let psnr = 10.0 * (255.0 * 255.0 / error.max(1e-9)).log10();
-            assert!(psnr >= 38.0, "{name}: frame {number} has a PSNR of {psnr:.1} dB");
-        }
-    }
 }
 
 /// The content of every file of a frame set but for the time that each input took.
@@ -312,7 +210,7 @@ fn a_file_that_takes_too_long_or_too_much_memory_costs_that_file_only() {
     let folder = tempfile::tempdir().unwrap();
     // Little to store, much to decode.
     let large = folder.path().join("large.png");
-    RgbImage::new(8000, 4000).save(&large).unwrap();
+    image::RgbImage::new(8000, 4000).save(&large).unwrap();
     let run = |name: &str, more: &[&str]| {
         let out = folder.path().join(name);
         let pancake = videos.join("pancake.mkv");

@@ -50,8 +50,10 @@ pub struct VideoFile {
     draining: bool,
     /// Frames decoded since the file was opened.
     decoded: u64,
-    /// Whether only key frames are decoded from here on.
+    /// Whether only key frames are decoded from here on, each by itself.
     keys_only: bool,
+    /// Time between the last two frames that had timestamps.
+    gap: i64,
     interlaced: Interlaced,
     jumps: Jumps,
     errors: u32,
@@ -65,6 +67,8 @@ unsafe impl Send for VideoFile {}
 struct Shot {
     frame: ff::frame::Video,
     pts: i64,
+    /// Whether nothing at all tells its timestamp.
+    guessed: bool,
 }
 
 /// What follows the current frame.
@@ -120,6 +124,7 @@ impl VideoFile {
             let at_25_hz = (0.04 / video.info.time_base).round() as i64;
             video.info.usual_length = if stated > 0 { stated } else { at_25_hz.max(1) };
         }
+        video.gap = video.info.usual_length;
         let first_pts = match video.announced_start() {
             Some(pts) => pts,
             None => match video.decode(None) {
@@ -250,10 +255,18 @@ impl VideoFile {
                         Ahead::Frame(ahead) => Some(ahead.pts),
                         _ => self.current.as_ref().map(|shot| shot.pts),
                     };
-                    let pts = frame.timestamp().or_else(|| last?.checked_add(self.info.usual_length));
-                    let pts = pts.unwrap_or(0);
+                    let guessed = frame.timestamp().is_none() && last.is_none();
+                    let pts = match (frame.timestamp(), last) {
+                        (Some(pts), Some(last)) if pts > last => {
+                            self.gap = pts.saturating_sub(last);
+                            pts
+                        }
+                        (Some(pts), _) => pts,
+                        (None, Some(last)) => last.saturating_add(self.gap),
+                        (None, None) => 0,
+                    };
                     self.packets.came_out(pts);
-                    return Some(Shot { frame, pts });
+                    return Some(Shot { frame, pts, guessed });
                 }
                 Err(ff::Error::Other { errno: ff::error::EAGAIN }) if !self.draining => {}
                 Err(ff::Error::Eof | ff::Error::Other { errno: ff::error::EAGAIN }) => {
@@ -345,35 +358,35 @@ impl VideoFile {
                 None => drop(self.packets.pop()),
             }
         }
-        let shot = self.decode(None)?;
+        let shot = self.decode(None).filter(|shot| !shot.guessed)?;
         let pts = shot.pts;
         self.ahead = Ahead::Frame(shot);
         Some(pts)
     }
 
     /// Goes to a place at or before the frame shown at `pts`, from which it can be decoded: by jumping, or else to the
-    /// start of the file. There is no current frame then.
-    fn land(&mut self, pts: i64) -> Result<()> {
+    /// start of the file. There is no current frame then. Gives the timestamp of the key frame, if it is not the first.
+    fn land(&mut self, pts: i64) -> Result<Option<i64>> {
         if self.jumps == Jumps::Fail {
-            return self.rewind();
+            return self.rewind().map(|()| None);
         }
         let start = self.current.as_ref().map(|shot| shot.pts);
         let second = (1.0 / self.info.time_base).max(1.0) as i64;
         let (mut wanted, mut back) = (pts, second);
         loop {
             if wanted <= self.info.first_pts {
-                return self.rewind();
+                return self.rewind().map(|()| None);
             }
             if !self.jump(wanted) {
                 self.jumps = Jumps::Fail;
-                return self.rewind();
+                return self.rewind().map(|()| None);
             }
             if let Some(landed) = self.landed().filter(|&landed| landed <= pts) {
                 let back_again = start.is_some_and(|start| landed < start && start <= pts);
                 if back_again && self.jumps == Jumps::Work {
                     self.jumps = Jumps::OnlyBack;
                 }
-                return Ok(());
+                return Ok(Some(landed));
             }
             wanted = pts.saturating_sub(back);
             back = back.saturating_mul(4);
@@ -419,10 +432,20 @@ impl VideoFile {
         self.packets.stamped()
     }
 
-    /// Decodes every frame on the way to the one shown at `pts`.
-    fn walk(&mut self, pts: i64) -> Result<()> {
-        if self.current.is_none() {
-            self.advance()?;
+    /// Decodes every frame on the way to the one shown at `pts`, from the key frame at `landed` or, if decoding begins
+    /// only after `pts` there, from one before it.
+    fn walk(&mut self, pts: i64, mut landed: Option<i64>) -> Result<()> {
+        loop {
+            if self.current.is_none() {
+                self.advance()?;
+            }
+            match (landed, &self.current) {
+                (Some(key), Some(shot)) if shot.pts > pts => {
+                    self.current = None;
+                    landed = self.land(key.saturating_sub(1))?;
+                }
+                _ => break,
+            }
         }
         self.look_ahead();
         while matches!(&self.ahead, Ahead::Frame(next) if next.pts <= pts) {
@@ -490,6 +513,15 @@ impl VideoSource for VideoFile {
     }
 
     fn next_key(&mut self) -> Result<Option<Instant>> {
+        if !self.packets.stamped() {
+            // Without timestamps, only all frames together tell when each is shown.
+            loop {
+                match self.advance()? {
+                    Some(_) if !self.current.as_ref().is_some_and(|shot| shot.frame.is_key()) => {}
+                    found => return Ok(found),
+                }
+            }
+        }
         if !self.keys_only {
             if self.current.is_some() {
                 self.rewind()?;
@@ -534,18 +566,23 @@ impl VideoSource for VideoFile {
 
     fn seek(&mut self, pts: i64) -> Result<Instant> {
         let start = self.current.as_ref().map(|shot| shot.pts);
+        let mut landed = None;
         if start.is_none_or(|at| at > pts || self.worth_a_jump(at, pts)) {
-            self.land(pts)?;
+            landed = self.land(pts)?;
         }
         if self.packets.stamped() {
             if self.aim(pts) {
                 return self.instant().ok_or_else(|| self.nothing());
             }
-            // Once more, decoding all.
+            // Once more, decoding all, from one key frame earlier: in an open group of pictures, decoders hold back what
+            // follows soon after the key frame at which they started.
             self.current = None;
-            self.land(pts)?;
+            landed = self.land(pts)?;
+            if let Some(key) = landed {
+                landed = self.land(key.saturating_sub(1))?;
+            }
         }
-        self.walk(pts)?;
+        self.walk(pts, landed)?;
         self.instant().ok_or_else(|| self.nothing())
     }
 
@@ -672,6 +709,7 @@ fn open_stream(path: &Path, wanted: Option<usize>) -> Result<VideoFile, String> 
         draining: false,
         decoded: 0,
         keys_only: false,
+        gap: 0,
         interlaced: Interlaced::Field,
         jumps: Jumps::Work,
         errors: 0,
