@@ -3,10 +3,12 @@
 //! A frame set is a folder of WebDataset tar shards, written by [`FrameWriter`]. [`FrameStore`] reads it back, and
 //! also tar shards and folders of pictures from elsewhere.
 
+mod info;
 mod merge;
 mod quality;
 mod record;
 mod shard;
+mod sheet;
 mod spool;
 mod store;
 mod table;
@@ -20,11 +22,13 @@ use serde::{Deserialize, Serialize};
 use crate::rng::ChaCha8Rng;
 use crate::video::over_black;
 
+pub use info::{FrameSetInfo, Origin, info};
 pub use merge::merge;
 pub use quality::{Dropped, Duplicates, Filters, Quality, quality};
 pub use record::{
     DropCounts, FRAME_COLUMNS, FrameMetadata, FrameRecord, INPUT_COLUMNS, InputRecord, Outcome, Region,
 };
+pub use sheet::{SheetOptions, sheet};
 pub use spool::Spool;
 pub use store::FrameStore;
 pub use table::{Column, Kind, TableReader, TableWriter};

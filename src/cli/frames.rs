@@ -1,18 +1,25 @@
 //! `striate frames`: look at frame sets, and join them.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::Global;
-use striate::frames::{self, FrameSetSummary, PictureFormat, WriterOptions};
+use striate::frames::{
+    self, FrameSetInfo, FrameSetSummary, FrameStore, PictureFormat, SheetOptions, WriterOptions,
+};
 
-/// Works on frame sets that `sample` made.
+/// Shows what is in a frame set, and joins several.
 #[derive(Args)]
 #[command(after_help = "\
-Example:
+Examples:
+  striate frames info outputs/frames
+  striate frames sheet outputs/frames --out sheet.png
+  striate frames show outputs/frames
   striate frames merge part-0 part-1 --out all")]
 pub struct FramesArgs {
     #[command(subcommand)]
@@ -21,7 +28,59 @@ pub struct FramesArgs {
 
 #[derive(Subcommand)]
 enum FramesCommand {
+    Info(InfoArgs),
+    Sheet(SheetArgs),
+    Show(ShowArgs),
     Merge(MergeArgs),
+}
+
+/// Says what a frame set holds and what became of its inputs.
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  striate frames info outputs/frames --json | jq .origin.reasons")]
+struct InfoArgs {
+    /// A frame set; or a folder of pictures or tar shards, or a tar file, of which less is known.
+    #[arg(value_name = "FRAMES")]
+    frames: PathBuf,
+}
+
+/// Draws frames side by side in one picture.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  striate frames sheet outputs/frames
+  striate frames sheet outputs/frames --count 24 --columns 6 --tile 200 --out sheet.jpg")]
+struct SheetArgs {
+    /// A frame set, a folder of pictures or tar shards, or a tar file.
+    #[arg(value_name = "FRAMES")]
+    frames: PathBuf,
+    /// Picture to write, a .png, .jpg or .webp [default: FRAMES-sheet.png].
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Most frames to show, evenly spread over the set.
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    count: u32,
+    /// Frames in a row [default: about as many as rows].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    columns: Option<u32>,
+    /// Side of a frame, in pixels.
+    #[arg(long, default_value_t = 128, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(16..=4096))]
+    tile: u32,
+}
+
+/// Shows frames in the terminal: as pictures where it can (kitty, iTerm), else as coloured blocks.
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  striate frames show outputs/frames --count 4")]
+struct ShowArgs {
+    /// A frame set, a folder of pictures or tar shards, or a tar file.
+    #[arg(value_name = "FRAMES")]
+    frames: PathBuf,
+    /// Most frames to show, evenly spread over the set.
+    #[arg(long, default_value_t = 6, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    count: u32,
 }
 
 /// Joins the parts that `sample --shard I/N` made of a collection.
@@ -62,8 +121,77 @@ impl fmt::Display for Merged {
     }
 }
 
+/// What `striate frames sheet` did.
+#[derive(Serialize)]
+struct Drawn {
+    frames: usize,
+    width: u32,
+    height: u32,
+    out: PathBuf,
+}
+
+impl fmt::Display for Drawn {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Drawn { frames, width, height, out } = self;
+        write!(f, "{frames} frames on {width}x{height} pixels in {}", out.display())
+    }
+}
+
+/// What `striate frames info` says.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Info(FrameSetInfo);
+
+impl fmt::Display for Info {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let FrameSetInfo { frames, first_picture: (width, height, colour), warnings, origin } = &self.0;
+        let colour = if *colour { "colour" } else { "grey" };
+        write!(f, "frames    {frames}; the first is {width}x{height}, {colour}")?;
+        for warning in warnings {
+            write!(f, "\nwarning   {warning}")?;
+        }
+        let Some(origin) = origin else {
+            return write!(f, "\norigin    unknown: not made by striate sample");
+        };
+        let percent = |count: u64, of: u64| 100.0 * count as f64 / of.max(1) as f64;
+        let (inputs, skipped, shards) = (origin.inputs, origin.skipped, origin.shards);
+        write!(f, "\nshards    {shards}, {:.1} MB", origin.bytes as f64 / 1e6)?;
+        if !origin.complete {
+            write!(f, "\nstate     NOT COMPLETE: run the same sample command again to go on")?;
+        }
+        write!(f, "\ninputs    {inputs}, of them {skipped} skipped ({:.1} %)", percent(skipped, inputs))?;
+        if origin.damaged > 0 {
+            write!(f, ", {} damaged but used", origin.damaged)?;
+        }
+        for (reason, count) in origin.reasons.iter().take(10) {
+            write!(f, "\n            {count} skipped: {reason}")?;
+        }
+        if origin.reasons.len() > 10 {
+            write!(f, "\n            and {} other reasons; --json has all", origin.reasons.len() - 10)?;
+        }
+        if let Some([least, median, most]) = origin.frames_per_input {
+            write!(f, "\nper input {least} to {most} frames, median {median}")?;
+        }
+        let dropped = origin.dropped.named().into_iter().filter(|(_, count)| *count > 0);
+        let dropped: Vec<String> = dropped.map(|(reason, count)| format!("{count} {reason}")).collect();
+        if !dropped.is_empty() {
+            write!(f, "\nleft out  {}", dropped.join(", "))?;
+        }
+        let codecs = origin.codecs.iter().map(|(codec, count)| format!("{count} {codec}"));
+        write!(f, "\ncodecs    {}", codecs.collect::<Vec<_>>().join(", "))?;
+        write!(f, "\ntime      {:.1} s over all inputs", origin.seconds_spent)?;
+        for (path, seconds) in &origin.slowest {
+            write!(f, "\n            {seconds:.2} s {path}")?;
+        }
+        write!(f, "\nsettings  {}", origin.settings)
+    }
+}
+
 pub fn run(args: FramesArgs, global: Global) -> anyhow::Result<()> {
     match args.command {
+        FramesCommand::Info(args) => global.print(&Info(frames::info(&args.frames)?)),
+        FramesCommand::Sheet(args) => draw(&args, &global),
+        FramesCommand::Show(args) => show(&args),
         FramesCommand::Merge(args) => {
             // The pictures are taken as they are; no new one is compressed.
             let options =
@@ -73,4 +201,74 @@ pub fn run(args: FramesArgs, global: Global) -> anyhow::Result<()> {
             global.print(&Merged { sets: args.sets.len(), frames, inputs, shards, bytes, out: args.out })
         }
     }
+}
+
+fn draw(args: &SheetArgs, global: &Global) -> anyhow::Result<()> {
+    let out = args.out.clone().unwrap_or_else(|| beside(&args.frames));
+    let extension = out.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let format = match extension.as_str() {
+        "png" => PictureFormat::Png,
+        "jpg" | "jpeg" => PictureFormat::Jpg(92),
+        "webp" => PictureFormat::WebP,
+        _ => bail!("{}: the sheet is to be a .png, .jpg or .webp", out.display()),
+    };
+    let store = FrameStore::open(&args.frames)?;
+    let frames = args.count as usize;
+    let options = SheetOptions { frames, columns: args.columns, tile: args.tile, captions: true };
+    let (sheet, warnings) = frames::sheet(&store, &options)?;
+    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    let (width, height) = sheet.dimensions();
+    let bytes = format.encode(&sheet.into())?;
+    std::fs::write(&out, bytes).with_context(|| format!("cannot write {}", out.display()))?;
+    global.print(&Drawn { frames: store.len().min(frames), width, height, out })
+}
+
+/// `FRAMES-sheet.png`, outside of a folder whose pictures all belong to the set.
+fn beside(frames: &Path) -> PathBuf {
+    let absolute = frames.canonicalize().unwrap_or_else(|_| frames.to_path_buf());
+    let mut name = absolute.file_name().unwrap_or_default().to_os_string();
+    name.push("-sheet.png");
+    match frames.file_name() {
+        Some(_) => frames.with_file_name(name),
+        None => absolute.with_file_name(name),
+    }
+}
+
+/// Columns of the terminal that a frame takes.
+const FRAME_COLUMNS: u16 = 40;
+
+fn show(args: &ShowArgs) -> anyhow::Result<()> {
+    if !std::io::stdout().is_terminal() {
+        bail!(
+            "the output is no terminal, where frames could be shown; `striate frames sheet` draws a picture"
+        );
+    }
+    let store = FrameStore::open(&args.frames)?;
+    let count = (args.count as usize).min(store.len());
+    let across = (viuer::terminal_size().0 / FRAME_COLUMNS).clamp(1, count as u16);
+    let options = SheetOptions { frames: count, columns: Some(across.into()), tile: 240, captions: false };
+    let (sheet, warnings) = frames::sheet(&store, &options)?;
+    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    let config = viuer::Config {
+        absolute_offset: false,
+        // Asking the terminal instead would wait for ever where nothing answers.
+        use_kitty: std::env::var("TERM").is_ok_and(|term| term.contains("kitty") || term.contains("ghostty")),
+        width: Some(u32::from(across * FRAME_COLUMNS)),
+        ..viuer::Config::default()
+    };
+    viuer::print(&sheet.into(), &config).context("cannot draw in this terminal")?;
+    for place in 0..count {
+        let number = place * store.len() / count;
+        println!("{:>3} {}", place + 1, describe(&store, number)?);
+    }
+    Ok(())
+}
+
+/// Where a frame is from, or its key.
+fn describe(store: &FrameStore, number: usize) -> anyhow::Result<String> {
+    let metadata = store.metadata(number)?.unwrap_or_default();
+    Ok(match (metadata["name"].as_str(), metadata["seconds"].as_f64()) {
+        (Some(name), Some(seconds)) => format!("{name} at {seconds:.3} s"),
+        _ => store.key(number).to_string(),
+    })
 }
