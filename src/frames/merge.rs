@@ -20,7 +20,8 @@ pub fn merge(sets: &[PathBuf], out: &Path, options: WriterOptions) -> Result<Fra
     let mut settings = None;
     for set in sets {
         let summary = read_summary(set)?;
-        if !summary.complete {
+        let (inputs, shards, _) = read_journal(&set.join(JOURNAL))?;
+        if !summary.is_complete_with(&inputs, shards) {
             return Err(Error::bad_file(set, "the frame set is not complete; sample it to its end first"));
         }
         let mut own = summary.settings;

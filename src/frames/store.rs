@@ -564,6 +564,34 @@ mod tests {
     }
 
     #[test]
+    fn a_complete_set_that_was_interrupted_while_it_grew_is_not_taken_as_complete() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("set");
+        write_set(&out, 10, 3, false).unwrap();
+        let settings = serde_json::json!({ "first": 10 });
+        let open = || FrameWriter::open(&out, &settings, options(false), |_| {}).unwrap();
+        let mut writer = open();
+        add(&mut writer, "more", 50, 3);
+        add(&mut writer, "most", 60, 3);
+        // What was committed stays, and the old set can still be read.
+        drop(writer);
+        assert_eq!(FrameStore::open(&out).unwrap().len(), 3);
+        let refused = merge(&[out.clone()], &folder.path().join("merged"), options(false)).unwrap_err();
+        assert!(refused.to_string().contains("not complete"), "{refused}");
+        let writer = open();
+        assert!(!writer.was_complete() && writer.is_done("/videos/more") && !writer.is_done("/videos/most"));
+        assert_eq!(writer.finish().unwrap().frames, 6);
+        assert_eq!((open().was_complete(), FrameStore::open(&out).unwrap().len()), (true, 6));
+    }
+
+    #[test]
+    fn a_folder_with_nothing_but_unfinished_files_counts_as_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("frames.json.tmp"), "{").unwrap();
+        assert_eq!(write_set(folder.path(), 10, 3, false).unwrap().frames, 3);
+    }
+
+    #[test]
     fn only_one_process_writes_a_set() {
         let folder = tempfile::tempdir().unwrap();
         let _first =

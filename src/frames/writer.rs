@@ -137,6 +137,14 @@ pub struct FrameSetSummary {
     pub settings: Value,
 }
 
+impl FrameSetSummary {
+    /// Whether the set is complete and this is all that its journal says: there is more in it when an interruption came
+    /// while inputs were added to a complete set.
+    pub(super) fn is_complete_with(&self, inputs: &[InputRecord], shards: u64) -> bool {
+        self.complete && self.inputs == inputs.len() as u64 && self.shards == shards
+    }
+}
+
 #[derive(Serialize)]
 struct ShardStats<'a> {
     shard: &'a str,
@@ -225,7 +233,8 @@ impl FrameWriter {
         if read_summary(&staging).is_ok_and(|summary| summary.complete) {
             replace(folder, &staging)?;
         }
-        let occupied = !set_files(folder)?.is_empty();
+        let unfinished = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "tmp");
+        let occupied = !set_files(folder)?.iter().all(unfinished);
         let mut target = folder.to_path_buf();
         if occupied && options.overwrite {
             target = staging;
@@ -249,12 +258,12 @@ impl FrameWriter {
             dropped: DropCounts::default(),
             settings: settings.clone(),
         };
-        let was_complete = begun && read_summary(&target)?.complete;
         if !begun {
             write_json(&target.join(SUMMARY), &summary)?;
         }
         let journal_path = target.join(JOURNAL);
         let (inputs, shards, length) = read_journal(&journal_path)?;
+        let was_complete = read_summary(&target)?.is_complete_with(&inputs, shards);
         let journal = File::options().create(true).append(true).open(&journal_path);
         let journal = journal.and_then(|file| file.set_len(length).map(|()| file));
         let journal = journal.map_err(Error::io(&journal_path, "write"))?;

@@ -3,9 +3,9 @@
 //! Containers promise little: durations are unset or wrong, a jump may land late, timestamps start anywhere. So every
 //! jump is checked, and repeated from further back or from the start of the file if it landed late.
 //!
-//! On the way to a frame, those that are neither wanted nor needed by others are not decoded ([`aim`](VideoFile::aim)).
+//! On the way to a frame, those that are neither wanted nor needed by others are not decoded.
 //! This relies on the timestamps of the packets. Where they are missing or the frame that they promise does not come
-//! out, every frame is decoded instead ([`walk`](VideoFile::walk)).
+//! out, every frame is decoded instead.
 
 mod convert;
 mod packets;
