@@ -343,7 +343,8 @@ fn compare(path: &Path, sequence: &Sequence, reference: Reference) -> Result<(),
     }
     arguments.extend(["-vf", &filters]);
     arguments.extend(["-f", "rawvideo", "-pix_fmt", format, "-"]);
-    let mut theirs = output("ffmpeg", path, &["-nostdin", "-v", "error", "-i"], &arguments)?;
+    // With more threads the program shows something else, and not always the same, in place of what is damaged.
+    let mut theirs = output("ffmpeg", path, &["-nostdin", "-v", "error", "-threads", "1", "-i"], &arguments)?;
     if channels == 4 {
         let black = |v: u8, alpha: u8| ((u16::from(v) * u16::from(alpha) + 127) / 255) as u8;
         let over_black = theirs.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]].map(|v| black(v, p[3])));
@@ -517,7 +518,7 @@ fn real_videos_show_the_frames_of_the_ffmpeg_program_however_they_are_reached() 
 }
 
 #[test]
-fn of_broken_videos_all_frames_that_the_ffmpeg_program_decodes_are_reached() {
+fn broken_videos_show_the_frames_of_the_ffmpeg_program_however_they_are_reached() {
     for (name, frames) in [
         ("bitflips_60.mkv", 47),
         ("decord_corrupted.mp4", 49),
@@ -531,6 +532,9 @@ fn of_broken_videos_all_frames_that_the_ffmpeg_program_decodes_are_reached() {
         let Some(path) = data("broken").into_iter().find(|path| path.ends_with(name)) else { return };
         let count = sequential(&path).unwrap().instants.len();
         assert_eq!(count, frames, "{name}");
-        check(&path, Reference::None).unwrap_or_else(|problem| panic!("{name}: {problem}"));
+        // Its last picture breaks off; below that, decoders show what lay in memory.
+        let breaks_off = name == "garbage_head.avi";
+        let reference = if breaks_off { Reference::None } else { Plain };
+        check(&path, reference).unwrap_or_else(|problem| panic!("{name}: {problem}"));
     }
 }

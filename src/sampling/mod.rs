@@ -142,8 +142,9 @@ impl Job {
         }
         Ok(match sampled {
             Ok(sampled) => {
-                let damage =
-                    sampled.damage.map(|(count, reason)| format!("{count} damaged packets, last: {reason}"));
+                let damage = sampled
+                    .damage
+                    .map(|(count, reason)| format!("met damaged data {count} times, last: {reason}"));
                 Findings { problem: None, codec: Some(sampled.codec), damage, dropped }
             }
             Err(e) => {

@@ -56,6 +56,8 @@ pub struct VideoFile {
     gap: i64,
     interlaced: Interlaced,
     jumps: Jumps,
+    /// Whether something was found damaged since decoding last began at a key frame.
+    damaged: bool,
     errors: u32,
     last_error: Option<String>,
 }
@@ -247,8 +249,14 @@ impl VideoFile {
                 Ok(()) => {
                     self.decoded += 1;
                     // SAFETY: a received frame is a valid AVFrame.
-                    let discard = unsafe { (*frame.as_ptr()).flags & ffi::AV_FRAME_FLAG_DISCARD != 0 };
-                    if discard {
+                    let (flags, flaws) = unsafe {
+                        let frame = frame.as_ptr();
+                        ((*frame).flags, (*frame).decode_error_flags)
+                    };
+                    if flaws != 0 {
+                        self.note(ff::Error::InvalidData);
+                    }
+                    if flags & ffi::AV_FRAME_FLAG_DISCARD != 0 {
                         continue;
                     }
                     let last = match &self.ahead {
@@ -329,6 +337,7 @@ impl VideoFile {
     }
 
     fn note(&mut self, error: ff::Error) {
+        self.damaged = true;
         self.errors = self.errors.saturating_add(1);
         self.last_error = Some(reason(error));
     }
@@ -342,6 +351,7 @@ impl VideoFile {
         };
         self.decoder.flush();
         self.packets = Packets::new();
+        self.damaged = false;
         (self.current, self.ahead, self.draining) = (None, Ahead::ToDecode(None), false);
         code >= 0
     }
@@ -394,7 +404,8 @@ impl VideoFile {
     }
 
     /// Goes on to the frame shown at `target` and decodes only what it needs; false if packets do not tell, or not the
-    /// truth: then frames may have been left out that are shown.
+    /// truth: then frames may have been left out that are shown. Also if something is damaged: what a decoder puts in
+    /// place of the damage depends on all the frames before.
     fn aim(&mut self, target: i64) -> bool {
         match std::mem::replace(&mut self.ahead, Ahead::Nothing) {
             Ahead::Frame(shot) if shot.pts <= target => self.current = Some(shot),
@@ -429,7 +440,7 @@ impl VideoFile {
             }
         };
         self.ahead = Ahead::ToDecode(next);
-        self.packets.stamped()
+        self.packets.stamped() && !self.damaged
     }
 
     /// Decodes every frame on the way to the one shown at `pts`, from the key frame at `landed` or, if decoding begins
@@ -570,7 +581,7 @@ impl VideoSource for VideoFile {
         if start.is_none_or(|at| at > pts || self.worth_a_jump(at, pts)) {
             landed = self.land(pts)?;
         }
-        if self.packets.stamped() {
+        if self.packets.stamped() && !self.damaged {
             if self.aim(pts) {
                 return self.instant().ok_or_else(|| self.nothing());
             }
@@ -712,6 +723,7 @@ fn open_stream(path: &Path, wanted: Option<usize>) -> Result<VideoFile, String> 
         gap: 0,
         interlaced: Interlaced::Field,
         jumps: Jumps::Work,
+        damaged: false,
         errors: 0,
         last_error: None,
     })
