@@ -3,7 +3,9 @@
 //! A frame set is a folder of WebDataset tar shards, written by [`FrameWriter`]. [`FrameStore`] reads it back, and
 //! also tar shards and folders of pictures from elsewhere.
 
+mod format;
 mod info;
+mod layout;
 mod merge;
 mod quality;
 mod record;
@@ -22,7 +24,9 @@ use serde::{Deserialize, Serialize};
 use crate::rng::ChaCha8Rng;
 use crate::video::over_black;
 
+pub use format::PictureFormat;
 pub use info::{FrameSetInfo, Origin, info};
+pub use layout::FrameSetSummary;
 pub use merge::merge;
 pub use quality::{Dropped, Duplicates, Filters, Quality, quality};
 pub use record::{
@@ -32,7 +36,7 @@ pub use sheet::{SheetOptions, sheet};
 pub use spool::Spool;
 pub use store::FrameStore;
 pub use table::{Column, Kind, TableReader, TableWriter};
-pub use writer::{FrameSetSummary, FrameWriter, PictureFormat, WriterOptions};
+pub use writer::{FrameWriter, WriterOptions};
 
 /// Colours of a stored picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use striate::frames::FrameStore;
+use rand::{Rng, SeedableRng};
+use striate::frames::{FrameStore, INPUT_COLUMNS, InputRecord, TableReader};
 
 /// A folder of test data, with a line where it is missing.
 fn data(folder: &str) -> Option<PathBuf> {
@@ -19,6 +20,11 @@ fn data(folder: &str) -> Option<PathBuf> {
     }
     eprintln!("skipped: no data in {}, set STRIATE_DATA", path.display());
     None
+}
+
+/// Whether tests shall run as long as `scripts/soak` has them.
+fn soak() -> bool {
+    std::env::var_os("STRIATE_SOAK").is_some()
 }
 
 /// Files in a folder, sorted.
@@ -163,18 +169,128 @@ fn killed_at_any_moment_and_started_again_it_ends_with_the_same_bytes() {
     let start = std::time::Instant::now();
     assert!(command(&whole).status().unwrap().success());
     let took = start.elapsed();
-    let mut killed = 0;
-    for moment in [0.02, 0.3, 0.55, 0.8, 0.97] {
-        let out = folder.path().join(format!("killed-{moment}"));
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
+    let moments = if soak() { 50 } else { 5 };
+    let (mut killed, mut unfinished) = (0, 0);
+    for number in 0..moments {
+        // One in each part of the run.
+        let moment = (f64::from(number) + rng.random::<f64>()) / f64::from(moments);
+        let out = folder.path().join("killed");
         let mut run = command(&out).spawn().unwrap();
         std::thread::sleep(took.mul_f64(moment));
         killed += u32::from(run.try_wait().unwrap().is_none());
         run.kill().unwrap();
         run.wait().unwrap();
+        unfinished += u32::from(out.exists() && content(&out) != content(&whole));
         assert!(command(&out).status().unwrap().success(), "after a kill at {moment}");
         assert!(content(&out) == content(&whole), "after a kill at {moment}");
+        fs::remove_dir_all(&out).unwrap();
     }
-    assert!(killed >= 3, "only {killed} of 5 runs were still going on");
+    println!(
+        "killed {killed} of {moments} runs, {unfinished} of them with a part of the set on disk; all ended alike"
+    );
+    assert!(2 * killed > moments && 3 * unfinished > moments, "of {moments} runs, {killed} were killed");
+}
+
+/// A copy of a file with damage of one of several kinds; all depends on `rng`.
+fn damaged(bytes: &[u8], other: &[u8], rng: &mut rand_chacha::ChaCha8Rng) -> (&'static str, Vec<u8>) {
+    let mut copy = bytes.to_vec();
+    // Headers are short and hostile, so half of the damage is near the start.
+    let reach = if rng.random() { bytes.len() } else { bytes.len().min(2048) };
+    let place = rng.random_range(0..reach);
+    let length = rng.random_range(1..=4096.min(bytes.len() - place));
+    match rng.random_range(0..5) {
+        0 => {
+            for _ in 0..rng.random_range(1..200) {
+                let place = rng.random_range(0..reach);
+                copy[place] ^= 1 << rng.random_range(0..8);
+            }
+            ("bits flipped", copy)
+        }
+        1 => {
+            copy.truncate(place);
+            ("cut off", copy)
+        }
+        2 => {
+            rng.fill(&mut copy[place..place + length]);
+            ("noise in place of bytes", copy)
+        }
+        3 => {
+            let noise: Vec<u8> = (0..length).map(|_| rng.random()).collect();
+            copy.splice(place..place, noise);
+            ("noise inserted", copy)
+        }
+        _ => {
+            let start = rng.random_range(0..other.len());
+            let piece = &other[start..other.len().min(start + length)];
+            copy.splice(place..place + length, piece.iter().copied());
+            ("a piece of another file", copy)
+        }
+    }
+}
+
+#[test]
+fn mutated_files_each_have_an_outcome_and_change_no_frame_of_good_files() {
+    let Some(videos) = data("videos") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mutants = folder.path().join("mutants");
+    fs::create_dir(&mutants).unwrap();
+    let good = files(&videos);
+    let contents: Vec<Vec<u8>> = good.iter().map(|path| fs::read(path).unwrap()).collect();
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(11);
+    let count = if soak() { 500 } else { 25 };
+    let mut kinds = BTreeMap::new();
+    for number in 0..count {
+        let (chosen, other) = (rng.random_range(0..good.len()), rng.random_range(0..good.len()));
+        let (kind, bytes) = damaged(&contents[chosen], &contents[other], &mut rng);
+        let name = format!("{number:03}-{}", good[chosen].file_name().unwrap().to_str().unwrap());
+        fs::write(mutants.join(&name), bytes).unwrap();
+        kinds.insert(name, kind);
+    }
+    let make = |name: &str, inputs: &[&Path]| {
+        let out = folder.path().join(name);
+        let mut arguments: Vec<&str> = inputs.iter().map(|path| path.to_str().unwrap()).collect();
+        arguments.extend(["--out", out.to_str().unwrap(), "--per-video=2", "--size=64", "--time-limit=30s"]);
+        let done = sample(&arguments);
+        assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+        let words = text(&done.stderr);
+        assert!(!words.contains("panicked"), "{words}");
+        out
+    };
+    let frames = |out: &Path, below: &Path| -> BTreeMap<String, String> {
+        let store = FrameStore::open(out).unwrap();
+        let all = (0..store.len()).map(|i| (store.key(i).to_string(), store.metadata(i).unwrap().unwrap()));
+        let of_good = all.filter(|(_, m)| Path::new(m["source"].as_str().unwrap()).starts_with(below));
+        of_good.map(|(key, metadata)| (key, metadata.to_string())).collect()
+    };
+    // The workers that sample the good files have just met the mutants.
+    let alone = make("alone", &[&videos]);
+    let together = make("together", &[&mutants, &videos]);
+    assert!(frames(&alone, &videos) == frames(&together, &videos) && frames(&alone, &videos).len() > 50);
+
+    let table = TableReader::open(&together.join("inputs.parquet")).unwrap();
+    let rows: Vec<InputRecord> =
+        (0..table.groups()).flat_map(|group| table.read(group, INPUT_COLUMNS).unwrap()).collect();
+    assert_eq!(rows.len(), count + good.len());
+    let mut seen: BTreeMap<(&str, String), usize> = BTreeMap::new();
+    for row in rows.iter().filter(|row| kinds.contains_key(&row.name)) {
+        let outcome = match (&row.reason, &row.damage) {
+            (Some(reason), _) => {
+                assert!(row.frames == 0 && !reason.is_empty(), "{row:?}");
+                let of_worker = ["crashed", "took longer", "needs more memory", "ended its worker"];
+                let by_worker = of_worker.iter().find(|words| reason.starts_with(*words));
+                by_worker
+                    .map_or("skipped: cannot be read or decoded".into(), |words| format!("skipped: {words}"))
+            }
+            (None, Some(_)) => "used, damage met".into(),
+            (None, None) => "used, no damage met".into(),
+        };
+        *seen.entry((kinds[&row.name], outcome)).or_default() += 1;
+    }
+    assert_eq!(seen.values().sum::<usize>(), count);
+    for ((kind, outcome), count) in seen {
+        println!("{count:>4} {kind}: {outcome}");
+    }
 }
 
 #[test]

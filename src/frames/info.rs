@@ -6,10 +6,10 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::layout::{INPUT_TABLE, JOURNAL, SUMMARY, read_journal, read_summary};
 use super::record::{DropCounts, INPUT_COLUMNS, InputRecord, Outcome};
 use super::store::FrameStore;
 use super::table::TableReader;
-use super::writer::{INPUT_TABLE, JOURNAL, SUMMARY, read_journal, read_summary};
 use crate::error::Result;
 
 /// How many different reasons are counted; the rest together.

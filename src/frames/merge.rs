@@ -3,10 +3,9 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use super::layout::{FrameSetSummary, JOURNAL, differences, read_journal, read_summary};
 use super::shard::{read_records, shard_name};
-use super::writer::{
-    FrameSetSummary, FrameWriter, JOURNAL, WriterOptions, differences, read_journal, read_summary,
-};
+use super::writer::{FrameWriter, WriterOptions};
 use crate::error::{Error, Result};
 use crate::rng::stable_hash;
 
