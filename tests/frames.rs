@@ -172,9 +172,9 @@ fn killed_at_any_moment_and_started_again_it_ends_with_the_same_bytes() {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
     let moments = if soak() { 50 } else { 5 };
     let (mut killed, mut unfinished) = (0, 0);
-    for number in 0..moments {
-        // One in each part of the run.
-        let moment = (f64::from(number) + rng.random::<f64>()) / f64::from(moments);
+    while killed < moments {
+        // One in each part of the run; a run that was faster than the first is not counted.
+        let moment = (f64::from(killed) + rng.random::<f64>()) / f64::from(moments);
         let out = folder.path().join("killed");
         let mut run = command(&out).spawn().unwrap();
         std::thread::sleep(took.mul_f64(moment));
@@ -186,10 +186,8 @@ fn killed_at_any_moment_and_started_again_it_ends_with_the_same_bytes() {
         assert!(content(&out) == content(&whole), "after a kill at {moment}");
         fs::remove_dir_all(&out).unwrap();
     }
-    println!(
-        "killed {killed} of {moments} runs, {unfinished} of them with a part of the set on disk; all ended alike"
-    );
-    assert!(2 * killed > moments && 3 * unfinished > moments, "of {moments} runs, {killed} were killed");
+    println!("killed {killed} runs, {unfinished} of them with a part of the set on disk; all ended alike");
+    assert!(3 * unfinished > moments, "only {unfinished} of {moments} runs had begun and not ended");
 }
 
 /// A copy of a file with damage of one of several kinds; all depends on `rng`.
