@@ -23,6 +23,16 @@ impl MapShape {
         self.channels * self.rows * self.cols
     }
 
+    /// Values in a row of the stack: all its columns and channels.
+    pub fn row_len(&self) -> usize {
+        self.cols * self.channels
+    }
+
+    /// Number of a value in the order in which stacks lie in memory: row, column, channel.
+    pub fn place(&self, channel: usize, row: usize, col: usize) -> usize {
+        (row * self.cols + col) * self.channels + channel
+    }
+
     /// True for a stack without a value, which no checked network has.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

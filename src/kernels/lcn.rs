@@ -3,8 +3,12 @@
 //! With `mean(z)` the Gaussian-weighted mean of `z` over the window and all maps: `g = h - mean(h)` and
 //! `y = g / max(floor, sqrt(mean(g²)))`. The Gaussian is separable and the mean shared by all maps, so it costs
 //! two passes over a single map.
+//!
+//! Each direction is three passes over rows, which threads share out: sum over maps and blur along each row; blur down the
+//! columns, use the mean, and begin the second mean; blur that down the columns and use it.
 
-use super::{Buffer, Cpu, Kernel, Simd};
+use super::rows::Rows;
+use super::{Buffer, Cpu, Kernel, Simd, with_scratch};
 use crate::geometry::MapShape;
 
 /// The normalisation of one stage for maps of one size.
@@ -25,15 +29,16 @@ pub struct Lcn {
 pub struct LcnScratch {
     /// `max(floor, deviation)` at each position: made by [`Lcn::normalise`], needed by [`Lcn::gradient`].
     divisor: Buffer,
-    map: Buffer,
-    pass: Buffer,
+    /// Sums over maps, blurred along rows: of the first mean and of the second.
+    first: Buffer,
+    second: Buffer,
 }
 
 impl LcnScratch {
     /// For one map of `rows x cols` positions.
     pub fn new(shape: MapShape, lanes: usize) -> LcnScratch {
         let map = || Buffer::zeros(shape.rows * shape.cols * lanes);
-        LcnScratch { divisor: map(), map: map(), pass: map() }
+        LcnScratch { divisor: map(), first: map(), second: map() }
     }
 }
 
@@ -58,150 +63,295 @@ impl Lcn {
         Lcn { shape, lanes, gaussian, row_weight, col_weight, floor }
     }
 
-    /// `y = g / max(floor, deviation)`; `h` and `y`: `[maps, rows, cols, lanes]`.
-    pub fn normalise(&self, cpu: Cpu, h: &[f32], y: &mut [f32], scratch: &mut LcnScratch) {
-        assert_eq!((h.len(), y.len()), (self.shape.len() * self.lanes, h.len()));
-        cpu.run(Normalise { lcn: self, h, y, scratch });
+    /// Numbers in a row of the maps, and in a row of a single map.
+    fn row_lens(&self) -> (usize, usize) {
+        (self.shape.row_len() * self.lanes, self.shape.cols * self.lanes)
     }
 
-    /// Gradient with respect to `h` where that with respect to `y` is `dy`; both `[maps, rows, cols, lanes]`.
+    /// `y = g / max(floor, deviation)`; `h` and `y`: `[rows, cols, maps, lanes]`.
+    pub fn normalise(&self, cpu: Cpu, rows: Rows, h: &[f32], y: &mut [f32], scratch: &mut LcnScratch) {
+        assert_eq!((h.len(), y.len()), (self.shape.len() * self.lanes, h.len()));
+        let LcnScratch { divisor, first, second } = scratch;
+        let (wide, narrow) = self.row_lens();
+        rows.each(first, narrow, |row, first| {
+            cpu.run(Sum { lcn: self, h: &h[row * wide..][..wide], out: first });
+        });
+        rows.each_pair((y, wide), (second, narrow), |row, g, second| {
+            cpu.run(Centre { lcn: self, row, means: first, h: &h[row * wide..][..wide], g, squares: second });
+        });
+        rows.each_pair((y, wide), (divisor, narrow), |row, y, divisor| {
+            cpu.run(Divide { lcn: self, row, squares: second, divisor, y });
+        });
+    }
+
+    /// Gradient with respect to `h` where that with respect to `y` is `dy`; both `[rows, cols, maps, lanes]`.
     ///
     /// `y` and `scratch` are as [`Lcn::normalise`] left them. Adds to `dh`; `dy` is overwritten.
-    pub fn gradient(&self, cpu: Cpu, y: &[f32], dy: &mut [f32], dh: &mut [f32], scratch: &mut LcnScratch) {
+    pub fn gradient(
+        &self,
+        cpu: Cpu,
+        rows: Rows,
+        y: &[f32],
+        dy: &mut [f32],
+        dh: &mut [f32],
+        scratch: &mut LcnScratch,
+    ) {
         assert_eq!((y.len(), dy.len(), dh.len()), (self.shape.len() * self.lanes, y.len(), y.len()));
-        cpu.run(Gradient { lcn: self, y, dy, dh, scratch });
+        let LcnScratch { divisor, first, second } = scratch;
+        let (divisor, (wide, narrow)) = (&divisor[..], self.row_lens());
+        let dy_before = &dy[..];
+        rows.each(first, narrow, |row, first| {
+            let (y, dy) = (&y[row * wide..][..wide], &dy_before[row * wide..][..wide]);
+            cpu.run(DivisorGradient {
+                lcn: self,
+                row,
+                y,
+                dy,
+                divisor: &divisor[row * narrow..][..narrow],
+                out: first,
+            });
+        });
+        rows.each_pair((dy, wide), (second, narrow), |row, dy, second| {
+            let (y, divisor) = (&y[row * wide..][..wide], &divisor[row * narrow..][..narrow]);
+            cpu.run(CentredGradient { lcn: self, row, means: first, y, divisor, dg: dy, sums: second });
+        });
+        rows.each(dh, wide, |row, dh| {
+            cpu.run(MeanGradient { lcn: self, row, means: second, dg: &dy[row * wide..][..wide], dh });
+        });
     }
 
-    /// Replaces `map` by its Gaussian-weighted mean, or, `transposed`, applies the transpose of that.
+    /// Blurs a row of one map along the row; outside counts as zero.
     #[inline(always)]
-    fn blur(&self, map: &mut [f32], pass: &mut [f32], transposed: bool) {
-        if transposed {
-            self.divide_by_weight(map);
-        }
-        let (rows, cols, half) = (self.shape.rows, self.shape.cols, self.gaussian.len() / 2);
-        let width = cols * self.lanes;
-        for (row, out) in pass.chunks_exact_mut(width).enumerate() {
+    fn blur_along(&self, row: &[f32], out: &mut [f32]) {
+        let (cols, half, lanes) = (self.shape.cols, self.gaussian.len() / 2, self.lanes);
+        for (col, out) in out.chunks_exact_mut(lanes).enumerate() {
             out.fill(0.0);
-            for from in row.saturating_sub(half)..(row + half + 1).min(rows) {
-                let weight = self.gaussian[from + half - row];
-                for (out, &z) in out.iter_mut().zip(&map[from * width..(from + 1) * width]) {
+            for from in col.saturating_sub(half)..(col + half + 1).min(cols) {
+                let weight = self.gaussian[from + half - col];
+                for (out, &z) in out.iter_mut().zip(&row[from * lanes..][..lanes]) {
                     *out += weight * z;
                 }
             }
         }
-        for (from_row, out_row) in pass.chunks_exact(width).zip(map.chunks_exact_mut(width)) {
-            for (col, out) in out_row.chunks_exact_mut(self.lanes).enumerate() {
-                out.fill(0.0);
-                for from in col.saturating_sub(half)..(col + half + 1).min(cols) {
-                    let weight = self.gaussian[from + half - col];
-                    for (out, &z) in out.iter_mut().zip(&from_row[from * self.lanes..(from + 1) * self.lanes])
-                    {
-                        *out += weight * z;
-                    }
-                }
+    }
+
+    /// Row `row` of a map that is blurred along rows, now blurred down the columns; outside counts as zero.
+    #[inline(always)]
+    fn blur_down(&self, map: &[f32], row: usize, out: &mut [f32]) {
+        let (rows, half, width) = (self.shape.rows, self.gaussian.len() / 2, out.len());
+        out.fill(0.0);
+        for from in row.saturating_sub(half)..(row + half + 1).min(rows) {
+            let weight = self.gaussian[from + half - row];
+            for (out, &z) in out.iter_mut().zip(&map[from * width..][..width]) {
+                *out += weight * z;
             }
-        }
-        if !transposed {
-            self.divide_by_weight(map);
         }
     }
 
+    /// Divides a row of one map by the weight that the Gaussian has inside the map.
     #[inline(always)]
-    fn divide_by_weight(&self, map: &mut [f32]) {
-        for (index, out) in map.chunks_exact_mut(self.lanes).enumerate() {
-            let (row, col) = (index / self.shape.cols, index % self.shape.cols);
-            let scale = 1.0 / (self.row_weight[row] * self.col_weight[col]);
+    fn divide_by_weight(&self, row: usize, map: &mut [f32]) {
+        for (out, weight) in map.chunks_exact_mut(self.lanes).zip(&self.col_weight) {
+            let scale = 1.0 / (self.row_weight[row] * weight);
             out.iter_mut().for_each(|z| *z *= scale);
         }
     }
+
+    fn share(&self) -> f32 {
+        1.0 / self.shape.channels as f32
+    }
 }
 
-struct Normalise<'a> {
+struct Sum<'a> {
     lcn: &'a Lcn,
     h: &'a [f32],
-    y: &'a mut [f32],
-    scratch: &'a mut LcnScratch,
+    out: &'a mut [f32],
 }
 
-impl Kernel for Normalise<'_> {
+impl Kernel for Sum<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let LcnScratch { divisor, map, pass } = self.scratch;
-        let (size, share) = (map.len(), 1.0 / self.lcn.shape.channels as f32);
-        map.fill(0.0);
-        for h in self.h.chunks_exact(size) {
-            for (mean, &h) in map.iter_mut().zip(h) {
-                *mean += share * h;
+        let (lcn, lanes, share) = (self.lcn, self.lcn.lanes, self.lcn.share());
+        with_scratch([self.out.len()], |[sum]| {
+            for (sum, h) in sum.chunks_exact_mut(lanes).zip(self.h.chunks_exact(lcn.shape.channels * lanes)) {
+                sum.fill(0.0);
+                for h in h.chunks_exact(lanes) {
+                    for (sum, &h) in sum.iter_mut().zip(h) {
+                        *sum += share * h;
+                    }
+                }
             }
-        }
-        self.lcn.blur(map, pass, false);
-        divisor.fill(0.0);
-        for (h, g) in self.h.chunks_exact(size).zip(self.y.chunks_exact_mut(size)) {
-            for (((g, &h), &mean), square) in g.iter_mut().zip(h).zip(map.iter()).zip(divisor.iter_mut()) {
-                *g = h - mean;
-                *square += share * *g * *g;
+            lcn.blur_along(sum, self.out);
+        });
+    }
+}
+
+struct Centre<'a> {
+    lcn: &'a Lcn,
+    row: usize,
+    means: &'a [f32],
+    h: &'a [f32],
+    g: &'a mut [f32],
+    squares: &'a mut [f32],
+}
+
+impl Kernel for Centre<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let (lcn, lanes, share) = (self.lcn, self.lcn.lanes, self.lcn.share());
+        let (cell, narrow) = (lcn.shape.channels * lanes, self.squares.len());
+        with_scratch([narrow, narrow], |[mean, square]| {
+            lcn.blur_down(self.means, self.row, mean);
+            lcn.divide_by_weight(self.row, mean);
+            let columns = self.g.chunks_exact_mut(cell).zip(self.h.chunks_exact(cell));
+            let narrow = mean.chunks_exact(lanes).zip(square.chunks_exact_mut(lanes));
+            for ((g, h), (mean, square)) in columns.zip(narrow) {
+                square.fill(0.0);
+                for (g, h) in g.chunks_exact_mut(lanes).zip(h.chunks_exact(lanes)) {
+                    for (((g, &h), &mean), square) in g.iter_mut().zip(h).zip(mean).zip(square.iter_mut()) {
+                        *g = h - mean;
+                        *square += share * *g * *g;
+                    }
+                }
             }
-        }
-        self.lcn.blur(divisor, pass, false);
-        let floor = self.lcn.floor;
-        for divisor in divisor.iter_mut() {
-            *divisor = divisor.sqrt().max(floor);
-        }
-        for y in self.y.chunks_exact_mut(size) {
-            for (y, &divisor) in y.iter_mut().zip(divisor.iter()) {
-                *y /= divisor;
+            lcn.blur_along(square, self.squares);
+        });
+    }
+}
+
+struct Divide<'a> {
+    lcn: &'a Lcn,
+    row: usize,
+    squares: &'a [f32],
+    divisor: &'a mut [f32],
+    y: &'a mut [f32],
+}
+
+impl Kernel for Divide<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let (lcn, lanes, floor) = (self.lcn, self.lcn.lanes, self.lcn.floor);
+        lcn.blur_down(self.squares, self.row, self.divisor);
+        lcn.divide_by_weight(self.row, self.divisor);
+        let columns = self.y.chunks_exact_mut(lcn.shape.channels * lanes);
+        for (y, divisor) in columns.zip(self.divisor.chunks_exact_mut(lanes)) {
+            for divisor in divisor.iter_mut() {
+                *divisor = divisor.sqrt().max(floor);
+            }
+            for y in y.chunks_exact_mut(lanes) {
+                for (y, &divisor) in y.iter_mut().zip(divisor.iter()) {
+                    *y /= divisor;
+                }
             }
         }
     }
 }
 
-struct Gradient<'a> {
+/// The gradient of the variance, blurred along the row.
+struct DivisorGradient<'a> {
     lcn: &'a Lcn,
+    row: usize,
     y: &'a [f32],
-    dy: &'a mut [f32],
-    dh: &'a mut [f32],
-    scratch: &'a mut LcnScratch,
+    dy: &'a [f32],
+    divisor: &'a [f32],
+    out: &'a mut [f32],
 }
 
-impl Kernel for Gradient<'_> {
+impl Kernel for DivisorGradient<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let LcnScratch { divisor, map, pass } = self.scratch;
-        let (size, share) = (map.len(), 1.0 / self.lcn.shape.channels as f32);
+        let (lcn, lanes, floor) = (self.lcn, self.lcn.lanes, self.lcn.floor);
+        let cell = lcn.shape.channels * lanes;
         // The divisor d = sqrt(v) passes a gradient where it is above its floor; with g = y·d,
         // dL/dv = Σ_m dy·(-g/d²)·1/(2d) = -Σ_m dy·y / (2 d²).
-        map.fill(0.0);
-        for (y, dy) in self.y.chunks_exact(size).zip(self.dy.chunks_exact(size)) {
-            for ((dv, &y), &dy) in map.iter_mut().zip(y).zip(dy) {
-                *dv -= dy * y;
+        with_scratch([self.out.len()], |[dv]| {
+            let columns = self.y.chunks_exact(cell).zip(self.dy.chunks_exact(cell));
+            let narrow = dv.chunks_exact_mut(lanes).zip(self.divisor.chunks_exact(lanes));
+            for ((y, dy), (dv, divisor)) in columns.zip(narrow) {
+                dv.fill(0.0);
+                for (y, dy) in y.chunks_exact(lanes).zip(dy.chunks_exact(lanes)) {
+                    for ((dv, &y), &dy) in dv.iter_mut().zip(y).zip(dy) {
+                        *dv -= dy * y;
+                    }
+                }
+                for (dv, &d) in dv.iter_mut().zip(divisor) {
+                    *dv = if d > floor { *dv / (2.0 * d * d) } else { 0.0 };
+                }
             }
-        }
-        let floor = self.lcn.floor;
-        for (dv, &d) in map.iter_mut().zip(divisor.iter()) {
-            *dv = if d > floor { *dv / (2.0 * d * d) } else { 0.0 };
-        }
-        self.lcn.blur(map, pass, true);
-        // dg = dy / d + 2 g · (transposed mean of dv); the mean over maps gives each its share.
-        for (y, dy) in self.y.chunks_exact(size).zip(self.dy.chunks_exact_mut(size)) {
-            for (((dy, &y), &dv), &d) in dy.iter_mut().zip(y).zip(map.iter()).zip(divisor.iter()) {
-                *dy = *dy / d + 2.0 * share * y * d * dv;
+            lcn.divide_by_weight(self.row, dv);
+            lcn.blur_along(dv, self.out);
+        });
+    }
+}
+
+/// `dg = dy / d + 2 g · (transposed mean of dv)`, where the mean over maps gives each its share; and `Σ_m dg`, blurred along
+/// the row.
+struct CentredGradient<'a> {
+    lcn: &'a Lcn,
+    row: usize,
+    means: &'a [f32],
+    y: &'a [f32],
+    divisor: &'a [f32],
+    dg: &'a mut [f32],
+    sums: &'a mut [f32],
+}
+
+impl Kernel for CentredGradient<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let (lcn, lanes, share) = (self.lcn, self.lcn.lanes, self.lcn.share());
+        let (cell, narrow) = (lcn.shape.channels * lanes, self.sums.len());
+        with_scratch([narrow, narrow], |[dv, sum]| {
+            lcn.blur_down(self.means, self.row, dv);
+            let columns = self.dg.chunks_exact_mut(cell).zip(self.y.chunks_exact(cell));
+            let narrow = dv.chunks_exact(lanes).zip(self.divisor.chunks_exact(lanes));
+            for (((dg, y), (dv, divisor)), sum) in columns.zip(narrow).zip(sum.chunks_exact_mut(lanes)) {
+                sum.fill(0.0);
+                for (dg, y) in dg.chunks_exact_mut(lanes).zip(y.chunks_exact(lanes)) {
+                    let places = dg.iter_mut().zip(y).zip(dv).zip(divisor).zip(sum.iter_mut());
+                    for ((((dg, &y), &dv), &d), sum) in places {
+                        *dg = *dg / d + 2.0 * share * y * d * dv;
+                        *sum += *dg;
+                    }
+                }
             }
-        }
-        // g = h - mean(h): dh = dg - transposed mean of Σ_m dg.
-        map.fill(0.0);
-        for dg in self.dy.chunks_exact(size) {
-            for (sum, &dg) in map.iter_mut().zip(dg) {
-                *sum += dg;
+            lcn.divide_by_weight(self.row, sum);
+            lcn.blur_along(sum, self.sums);
+        });
+    }
+}
+
+/// `g = h - mean(h)`: `dh += dg - transposed mean of Σ_m dg`.
+struct MeanGradient<'a> {
+    lcn: &'a Lcn,
+    row: usize,
+    means: &'a [f32],
+    dg: &'a [f32],
+    dh: &'a mut [f32],
+}
+
+impl Kernel for MeanGradient<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let (lcn, lanes, share) = (self.lcn, self.lcn.lanes, self.lcn.share());
+        let cell = lcn.shape.channels * lanes;
+        with_scratch([lcn.shape.cols * lanes], |[mean]| {
+            lcn.blur_down(self.means, self.row, mean);
+            let columns = self.dh.chunks_exact_mut(cell).zip(self.dg.chunks_exact(cell));
+            for ((dh, dg), mean) in columns.zip(mean.chunks_exact(lanes)) {
+                for (dh, dg) in dh.chunks_exact_mut(lanes).zip(dg.chunks_exact(lanes)) {
+                    for ((dh, &dg), &mean) in dh.iter_mut().zip(dg).zip(mean) {
+                        *dh += dg - share * mean;
+                    }
+                }
             }
-        }
-        self.lcn.blur(map, pass, true);
-        for (dg, dh) in self.dy.chunks_exact(size).zip(self.dh.chunks_exact_mut(size)) {
-            for ((dh, &dg), &mean) in dh.iter_mut().zip(dg).zip(map.iter()) {
-                *dh += dg - share * mean;
-            }
-        }
+        });
     }
 }
 
@@ -216,7 +366,7 @@ mod tests {
 
     fn normalised(lcn: &Lcn, cpu: Cpu, h: &[f32]) -> Vec<f32> {
         let mut y = vec![0.0; h.len()];
-        lcn.normalise(cpu, h, &mut y, &mut LcnScratch::new(lcn.shape, LANES));
+        lcn.normalise(cpu, Rows::InTurn, h, &mut y, &mut LcnScratch::new(lcn.shape, LANES));
         y
     }
 

@@ -1,17 +1,21 @@
 //! The arithmetic of one layer, for each instruction set.
 //!
-//! Maps are stored `[channel, row, column, lane]`: a lane is one picture of the minibatch, lanes are innermost and a
+//! Maps are stored `[row, column, channel, lane]`: a lane is one picture of the minibatch, lanes are innermost and a
 //! multiple of [`LANES`], so every kernel works on whole vectors of pictures and a receptive field needs no gather.
+//! Channels lie inside columns, so that a row of maps is one piece of memory, which one thread can own.
 //! Each kernel is written once over [`Simd`] and compiled for every [`Level`]; the level is picked at run time.
 
 pub mod filter;
 pub mod lcn;
 pub mod pool;
+mod rows;
 mod simd;
 
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
 use crate::error::{Error, Result};
+pub use rows::Rows;
 pub use simd::Simd;
 
 /// Lanes come in multiples of this: one AVX-512 vector of f32.
@@ -137,9 +141,46 @@ impl DerefMut for Buffer {
     }
 }
 
+thread_local!(static SCRATCH: RefCell<Vec<Buffer>> = const { RefCell::new(Vec::new()) });
+
+/// Lends `work` memory of this thread, divided into pieces of these lengths, each aligned; their content is what was left
+/// there. It is kept and grows to the largest ever asked for, so that nothing is allocated in the steady state. `work`
+/// may borrow more.
+pub(crate) fn with_scratch<const N: usize, T>(
+    lens: [usize; N],
+    work: impl FnOnce([&mut [f32]; N]) -> T,
+) -> T {
+    let mut buffer = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
+    let padded = lens.map(|len| len.next_multiple_of(LANES));
+    if buffer.len < padded.iter().sum() {
+        buffer = Buffer::zeros(padded.iter().sum());
+    }
+    let mut rest = &mut buffer[..];
+    let pieces = std::array::from_fn(|i| {
+        let (piece, after) = std::mem::take(&mut rest).split_at_mut(padded[i]);
+        rest = after;
+        &mut piece[..lens[i]]
+    });
+    let result = work(pieces);
+    SCRATCH.with_borrow_mut(|kept| kept.push(buffer));
+    result
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scratch_comes_in_separate_aligned_pieces_and_is_kept() {
+        let first = with_scratch([5, 33], |[a, b]| {
+            a.fill(1.0);
+            b.fill(2.0);
+            assert_eq!((a.len(), b.len(), b.as_ptr() as usize % 64), (5, 33, 0));
+            assert!(a.iter().all(|&x| x == 1.0));
+            a.as_ptr() as usize
+        });
+        assert_eq!(with_scratch([20], |[a]| a.as_ptr() as usize), first);
+    }
 
     #[test]
     fn buffers_are_aligned_and_zero() {

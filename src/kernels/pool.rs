@@ -1,47 +1,43 @@
 //! Complex units: L2 pooling inside one map, and its gradient (paper §3.2).
 //!
-//! `h = sqrt(ε + Σ a²)` over a window. The sum is separable, so it costs two passes of `pool` additions.
+//! `h = sqrt(ε + Σ a²)` over a window. The sum is separable, so a row costs `pool` additions for each value down and as many
+//! across. Rows are made one by one, so that threads can share them out.
 
-use super::{Cpu, Kernel, Simd};
+use super::{Cpu, Kernel, Simd, with_scratch};
 use crate::geometry::StageShape;
 
-/// `h[m, i, j, :] = sqrt(epsilon + Σ_{u,v<pool} a[m, i·s + u, j·s + v, :]²)`.
+/// Makes a row of `h[i, j, m, :] = sqrt(epsilon + Σ_{u,v<pool} a[i·s + u, j·s + v, m, :]²)`.
 ///
-/// `a`: `[maps, rows, cols, lanes]` filtered; `h`: the same, pooled; `scratch`: at least one pooled row of filtered
-/// width, `filtered cols x lanes`.
-pub fn pool(cpu: Cpu, shape: &StageShape, epsilon: f32, a: &[f32], h: &mut [f32], scratch: &mut [f32]) {
-    cpu.run(Pool { shape, epsilon, a, h, scratch });
+/// `a`: all simple units, `[rows, cols, maps, lanes]`; `h`: row `row` of the complex units.
+pub fn pool_row(cpu: Cpu, shape: &StageShape, epsilon: f32, a: &[f32], row: usize, h: &mut [f32]) {
+    cpu.run(PoolRow { shape, epsilon, a, row, h });
 }
 
-struct Pool<'a> {
+struct PoolRow<'a> {
     shape: &'a StageShape,
     epsilon: f32,
     a: &'a [f32],
+    row: usize,
     h: &'a mut [f32],
-    scratch: &'a mut [f32],
 }
 
-impl Kernel for Pool<'_> {
+impl Kernel for PoolRow<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self) {
         let (s, window, step) = (self.shape, self.shape.pool, self.shape.pool_stride);
-        let lanes = self.a.len() / s.filtered.len();
-        let width = s.filtered.cols * lanes;
-        let column_sums = &mut self.scratch[..width];
-        for (index, h) in self.h.chunks_exact_mut(s.pooled.cols * lanes).enumerate() {
-            let (map, row) = (index / s.pooled.rows, index % s.pooled.rows);
-            let first = (map * s.filtered.rows + row * step) * width;
-            column_sums.fill(0.0);
-            for a in self.a[first..first + window * width].chunks_exact(width) {
-                for (sum, &a) in column_sums.iter_mut().zip(a) {
+        let cell = self.h.len() / s.pooled.cols;
+        let width = s.filtered.cols * cell;
+        with_scratch([width], |[sums]| {
+            sums.fill(0.0);
+            for a in self.a[self.row * step * width..][..window * width].chunks_exact(width) {
+                for (sum, &a) in sums.iter_mut().zip(a) {
                     *sum += a * a;
                 }
             }
-            for (col, h) in h.chunks_exact_mut(lanes).enumerate() {
+            for (col, h) in self.h.chunks_exact_mut(cell).enumerate() {
                 h.fill(self.epsilon);
-                let first = col * step * lanes;
-                for sums in column_sums[first..first + window * lanes].chunks_exact(lanes) {
+                for sums in sums[col * step * cell..][..window * cell].chunks_exact(cell) {
                     for (h, &sum) in h.iter_mut().zip(sums) {
                         *h += sum;
                     }
@@ -50,66 +46,55 @@ impl Kernel for Pool<'_> {
                     *h = h.sqrt();
                 }
             }
-        }
+        });
     }
 }
 
-/// `da[m, y, x, :] = a[m, y, x, :] · Σ_{(i,j) covering (y,x)} dh[m, i, j, :] / h[m, i, j, :]`.
+/// Makes a row of `da[y, x, m, :] = a[y, x, m, :] · Σ_{(i,j) covering (y,x)} q[i, j, m, :]`, where `q = dh / h`.
 ///
-/// `dh` is overwritten by `dh / h`; `scratch` as in [`pool`].
-pub fn pool_gradient(
-    cpu: Cpu,
-    shape: &StageShape,
-    a: &[f32],
-    h: &[f32],
-    dh: &mut [f32],
-    da: &mut [f32],
-    scratch: &mut [f32],
-) {
-    cpu.run(PoolGradient { shape, a, h, dh, da, scratch });
+/// `q`: all of it, `[rows, cols, maps, lanes]` of the complex units; `a` and `da`: row `row` of the simple units.
+pub fn pool_gradient_row(cpu: Cpu, shape: &StageShape, q: &[f32], row: usize, a: &[f32], da: &mut [f32]) {
+    cpu.run(PoolGradientRow { shape, q, row, a, da });
 }
 
-struct PoolGradient<'a> {
+struct PoolGradientRow<'a> {
     shape: &'a StageShape,
+    q: &'a [f32],
+    row: usize,
     a: &'a [f32],
-    h: &'a [f32],
-    dh: &'a mut [f32],
     da: &'a mut [f32],
-    scratch: &'a mut [f32],
 }
 
-impl Kernel for PoolGradient<'_> {
+impl Kernel for PoolGradientRow<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self) {
         let (s, window, step) = (self.shape, self.shape.pool, self.shape.pool_stride);
-        let lanes = self.a.len() / s.filtered.len();
-        let width = s.filtered.cols * lanes;
-        for (dh, &h) in self.dh.iter_mut().zip(self.h) {
-            *dh /= h;
-        }
-        self.da.fill(0.0);
-        let spread = &mut self.scratch[..width];
-        for (index, q) in self.dh.chunks_exact(s.pooled.cols * lanes).enumerate() {
-            let (map, row) = (index / s.pooled.rows, index % s.pooled.rows);
-            spread.fill(0.0);
-            for (col, q) in q.chunks_exact(lanes).enumerate() {
-                let first = col * step * lanes;
-                for spread in spread[first..first + window * lanes].chunks_exact_mut(lanes) {
-                    for (spread, &q) in spread.iter_mut().zip(q) {
-                        *spread += q;
+        let cell = self.a.len() / s.filtered.cols;
+        let width = s.pooled.cols * cell;
+        with_scratch([width], |[sums]| {
+            sums.fill(0.0);
+            // Windows that cover this row: `i·step <= row < i·step + window`.
+            let first = (self.row + 1).saturating_sub(window).div_ceil(step);
+            let last = (self.row / step + 1).min(s.pooled.rows);
+            for q in (first..last).map(|i| &self.q[i * width..][..width]) {
+                for (sum, &q) in sums.iter_mut().zip(q) {
+                    *sum += q;
+                }
+            }
+            for (col, (da, a)) in self.da.chunks_exact_mut(cell).zip(self.a.chunks_exact(cell)).enumerate() {
+                da.fill(0.0);
+                let first = (col + 1).saturating_sub(window).div_ceil(step);
+                let last = (col / step + 1).min(s.pooled.cols);
+                for sums in (first..last).map(|j| &sums[j * cell..][..cell]) {
+                    for (da, &sum) in da.iter_mut().zip(sums) {
+                        *da += sum;
                     }
                 }
-            }
-            let first = (map * s.filtered.rows + row * step) * width;
-            for da in self.da[first..first + window * width].chunks_exact_mut(width) {
-                for (da, &spread) in da.iter_mut().zip(spread.iter()) {
-                    *da += spread;
+                for (da, &a) in da.iter_mut().zip(a) {
+                    *da *= a;
                 }
             }
-        }
-        for (da, &a) in self.da.iter_mut().zip(self.a) {
-            *da *= a;
-        }
+        });
     }
 }

@@ -11,7 +11,7 @@ use ndarray::{Array4, ArrayView4};
 use crate::config::{Objective, Optimiser, RunConfig};
 use crate::error::Result;
 use crate::geometry::{Kind, MapShape, StageShape, Support};
-use crate::kernels::{Buffer, Cpu, lanes_for};
+use crate::kernels::{Buffer, Cpu, Rows, lanes_for};
 pub use stage::{Activations, Stage, WeightUpdate, Weights};
 
 /// S stages of local, untied filters, pooling and contrast normalisation (paper §3). Shared by all replicas.
@@ -30,7 +30,9 @@ pub struct Workspace {
     pub pictures: usize,
     /// Lanes of every map.
     pub lanes: usize,
-    /// The pictures, `[channel, row, column, lane]`.
+    /// Size of the pictures.
+    shape: MapShape,
+    /// The pictures, `[row, column, channel, lane]`.
     pub input: Buffer,
     /// Gradient with respect to the pictures, made by [`Network::input_gradient`].
     pub input_gradient: Buffer,
@@ -109,7 +111,7 @@ impl Network {
         let lanes = lanes_for(batch);
         let input = Buffer::zeros(self.input.len() * lanes);
         let stages = self.stages.iter().map(|stage| stage.activations(lanes)).collect();
-        Workspace { pictures: batch, lanes, input_gradient: input.clone(), input, stages }
+        Workspace { pictures: batch, lanes, shape: self.input, input_gradient: input.clone(), input, stages }
     }
 
     /// Filtering, pooling and normalisation up to and including stage `last` (from 0).
@@ -163,9 +165,18 @@ impl Workspace {
     /// Puts one picture, values in order `[channel, row, column]`, into a lane.
     pub fn load_picture(&mut self, lane: usize, values: impl Iterator<Item = f32>) {
         assert!(lane < self.pictures, "lane {lane} holds no picture");
-        for (place, value) in self.input.chunks_exact_mut(self.lanes).zip(values) {
-            place[lane] = value;
+        let MapShape { channels, rows, cols } = self.shape;
+        let places = (0..channels).flat_map(|c| (0..rows * cols).map(move |at| at * channels + c));
+        for (place, value) in places.zip(values) {
+            self.input[place * self.lanes + lane] = value;
         }
+    }
+
+    /// Lets the threads of the pool in which the network is used share the rows of its maps.
+    #[must_use]
+    pub fn with_rows(mut self, rows: Rows) -> Workspace {
+        self.stages.iter_mut().for_each(|acts| acts.rows = rows);
+        self
     }
 
     /// One sublayer's values, `[picture, map, row, column]`.
@@ -182,7 +193,7 @@ impl Workspace {
     /// The value of one unit for each picture.
     pub fn unit_values(&self, network: &Network, stage: usize, kind: Kind, unit: Unit) -> &[f32] {
         let shape = network.shape(stage, kind);
-        let first = ((unit.map * shape.rows + unit.row) * shape.cols + unit.col) * self.lanes;
+        let first = shape.place(unit.map, unit.row, unit.col) * self.lanes;
         let acts = &self.stages[stage];
         let maps = match kind {
             Kind::A => &acts.a,
@@ -192,12 +203,10 @@ impl Workspace {
         &maps[first..first + self.pictures]
     }
 
-    /// Maps `[channel, row, column, lane]` as pictures `[picture, channel, row, column]`.
+    /// Maps `[row, column, channel, lane]` as pictures `[picture, channel, row, column]`.
     pub fn unpack(&self, maps: &[f32], shape: MapShape) -> Array4<f32> {
         let size = (self.pictures, shape.channels, shape.rows, shape.cols);
-        Array4::from_shape_fn(size, |(lane, c, y, x)| {
-            maps[((c * shape.rows + y) * shape.cols + x) * self.lanes + lane]
-        })
+        Array4::from_shape_fn(size, |(lane, c, y, x)| maps[shape.place(c, y, x) * self.lanes + lane])
     }
 
     /// A stage's input and its activations.

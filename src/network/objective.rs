@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::{Network, Unit, WeightUpdate, Workspace};
 use crate::config::Objective;
 use crate::geometry::Kind;
+use crate::kernels::{Rows, with_scratch};
 
 /// A stage's objective on one minibatch, means over its pictures.
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -60,19 +61,17 @@ impl Network {
         let mut losses = vec![Loss::default(); stages.len()];
         for index in stages.clone().rev() {
             losses[index - stages.start] = self.decode(work, index);
-            let (stage, pictures, lanes) = (&self.stages[index], work.pictures as f32, work.lanes);
+            let (stage, pictures) = (&self.stages[index], work.pictures);
             let (input, acts, dx) = work.split_gradient(index);
             let into_input = joint && index > stages.start;
 
-            acts.residual.iter_mut().for_each(|r| *r *= 2.0 / pictures);
-            if into_input && objective == Objective::JointFull {
-                dx.iter_mut().zip(acts.residual.iter()).for_each(|(dx, residual)| *dx = -residual);
-            } else if into_input {
+            let target = into_input && objective == Objective::JointFull;
+            if into_input && !target {
                 dx.fill(0.0);
             }
-            stage.divide_by_coverage(&mut acts.residual, lanes);
+            stage.residual_gradient(acts, pictures, target.then_some(&mut *dx));
 
-            acts.dh.fill(stage.settings.sparsity_weight as f32 / pictures);
+            acts.dh.fill(stage.settings.sparsity_weight as f32 / pictures as f32);
             if joint && index < top {
                 stage.normalisation_gradient(self.cpu, acts);
             }
@@ -96,7 +95,7 @@ impl Network {
         };
         seeds.fill(0.0);
         for (lane, unit) in units.iter().enumerate() {
-            seeds[((unit.map * shape.rows + unit.row) * shape.cols + unit.col) * lanes + lane] = 1.0;
+            seeds[shape.place(unit.map, unit.row, unit.col) * lanes + lane] = 1.0;
         }
         for index in (0..=stage).rev() {
             let layer = &self.stages[index];
@@ -120,24 +119,34 @@ impl Network {
         let (input, acts) = work.split(index);
         stage.decode(self.cpu, input, acts);
         let mean = 1.0 / pictures as f64;
+        let total = |maps: &[f32], f: fn(f32) -> f32| sum(acts.rows, maps, lanes, pictures, f);
         Loss {
-            reconstruction: mean * sum(&acts.residual, lanes, pictures, |r| r * r),
-            sparsity: mean * stage.settings.sparsity_weight * sum(&acts.h, lanes, pictures, |h| h),
-            signal: mean * sum(input, lanes, pictures, |x| x * x),
+            reconstruction: mean * total(&acts.residual, |r| r * r),
+            sparsity: mean * stage.settings.sparsity_weight * total(&acts.h, |h| h),
+            signal: mean * total(input, |x| x * x),
         }
     }
 }
 
+/// Pieces that a sum is made of: a fixed number, so that it does not depend on threads.
+const PIECES: usize = 32;
+
 /// `Σ f(x)` over the lanes that hold pictures: in f32 for a few values of each lane, in f64 beyond.
-fn sum(maps: &[f32], lanes: usize, pictures: usize, f: impl Fn(f32) -> f32) -> f64 {
-    let mut by_lane = vec![0f32; lanes];
-    let mut total = 0.0;
-    for places in maps.chunks(64 * lanes) {
-        by_lane.fill(0.0);
-        for place in places.chunks_exact(lanes) {
-            by_lane.iter_mut().zip(place).for_each(|(sum, &x)| *sum += f(x));
-        }
-        total += by_lane[..pictures].iter().map(|&sum| f64::from(sum)).sum::<f64>();
-    }
-    total
+fn sum(rows: Rows, maps: &[f32], lanes: usize, pictures: usize, f: impl Fn(f32) -> f32 + Sync) -> f64 {
+    let mut sums = [0.0; PIECES];
+    let piece = (maps.len() / lanes).div_ceil(PIECES).max(1) * lanes;
+    rows.sums(maps, piece, &mut sums, |piece| {
+        with_scratch([lanes], |[by_lane]| {
+            let mut total = 0.0;
+            for places in piece.chunks(64 * lanes) {
+                by_lane.fill(0.0);
+                for place in places.chunks_exact(lanes) {
+                    by_lane.iter_mut().zip(place).for_each(|(sum, &x)| *sum += f(x));
+                }
+                total += by_lane[..pictures].iter().map(|&sum| f64::from(sum)).sum::<f64>();
+            }
+            total
+        })
+    });
+    sums.iter().sum()
 }

@@ -327,8 +327,10 @@ impl<'a> Inputs<'a> {
             (None, Some(made)) => (0..indices.len()).map(|index| row(made.view(), index)).collect(),
             (None, None) => unreachable!("made where not ready"),
         };
-        for (value, place) in work.input.chunks_exact_mut(work.lanes).enumerate() {
-            place.iter_mut().zip(&rows).for_each(|(lane, row)| *lane = row[value]);
+        let MapShape { channels, rows: height, cols } = self.dataset.shape;
+        for (place, lanes) in work.input.chunks_exact_mut(work.lanes).enumerate() {
+            let value = place % channels * height * cols + place / channels;
+            lanes.iter_mut().zip(&rows).for_each(|(lane, row)| *lane = row[value]);
         }
     }
 

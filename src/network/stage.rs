@@ -12,12 +12,12 @@ use rayon::prelude::*;
 
 use crate::config::{self, LcnBorder, Reconstruction};
 use crate::geometry::StageShape;
-use crate::kernels::filter::{self, MAP_PAD, Taps};
+use crate::kernels::filter::{self, Field, MAP_PAD};
 use crate::kernels::lcn::{Lcn, LcnScratch};
-use crate::kernels::{Buffer, Cpu, pool};
+use crate::kernels::{Buffer, Cpu, Rows, pool, with_scratch};
 use crate::rng;
 
-/// Weights of one row of positions, each array `[column, tap, map]` with maps padded by zeros to [`MAP_PAD`].
+/// Weights of one row of positions, each array `[column, tap, map]`, taps `(dy, dx, channel)`, with maps padded by zeros to [`MAP_PAD`].
 pub struct Block {
     /// W1.
     pub encoder: Buffer,
@@ -71,6 +71,10 @@ pub trait WeightUpdate: Sync {
     fn decoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]);
 }
 
+/// Rows of the input that a thread fills at once: few enough to stay in its cache, enough to make use of each position's
+/// responses.
+const ROWS_AT_ONCE: usize = 8;
+
 /// One stage of the network.
 pub struct Stage {
     /// Sizes.
@@ -84,14 +88,13 @@ pub struct Stage {
 
 /// What one replica knows of a stage while it works on a minibatch: activations and their gradients.
 ///
-/// Maps are `[channel, row, column, lane]`.
+/// Maps are `[row, column, channel, lane]`.
 pub struct Activations {
-    taps: Taps,
+    /// How the rows of maps are worked on.
+    pub rows: Rows,
+    field: Field,
     lcn: Option<Lcn>,
     lcn_scratch: LcnScratch,
-    row_scratch: Buffer,
-    pairs: Buffer,
-    gradient: Buffer,
     /// Simple units.
     pub a: Buffer,
     /// Complex units.
@@ -172,12 +175,10 @@ impl Stage {
         let renormalise = self.settings.lcn_border == LcnBorder::Renorm;
         let lcn = |side| Lcn::new(s.pooled, lanes, side, self.settings.lcn_floor as f32, renormalise);
         Activations {
-            taps: Taps::new(s, lanes),
+            rows: Rows::InTurn,
+            field: Field::new(s, lanes),
             lcn: (s.lcn > 0).then(|| lcn(s.lcn)),
             lcn_scratch: LcnScratch::new(s.pooled, lanes),
-            row_scratch: Buffer::zeros(s.filtered.cols * lanes),
-            pairs: Buffer::zeros(self.padded_maps() * lanes),
-            gradient: Buffer::zeros(self.position_len()),
             a: maps(s.filtered),
             h: maps(s.pooled),
             y: maps(s.pooled),
@@ -188,89 +189,145 @@ impl Stage {
         }
     }
 
-    /// Calls `work` with each position's weights, its first value in the input and that in the filtered maps.
-    fn for_each_position(&self, taps: &Taps, which: Weights, mut work: impl FnMut(&[f32], usize, usize)) {
+    /// Where the receptive field of the position in row 0 and this column begins, in a row of the input.
+    fn field_start(&self, col: usize, lanes: usize) -> usize {
+        col * self.shape.stride * self.shape.input.channels * lanes
+    }
+
+    /// Adds the responses of a row of positions to `out`, their row of simple units.
+    fn respond(&self, cpu: Cpu, field: Field, row: usize, weights: &[f32], input: &[f32], out: &mut [f32]) {
+        let (maps, input) = (self.shape.filtered.channels, &input[row * self.shape.stride * field.pitch..]);
+        let positions =
+            weights.chunks_exact(self.position_len()).zip(out.chunks_exact_mut(maps * field.lanes));
+        for (col, (weights, out)) in positions.enumerate() {
+            filter::respond(cpu, field, maps, weights, &input[self.field_start(col, field.lanes)..], out);
+        }
+    }
+
+    /// Adds to some rows of maps of the input's size, from row `first` on, what all units give back to them.
+    ///
+    /// Every number of `out` gets its terms in the same order, however the rows are divided.
+    fn give_back(
+        &self,
+        cpu: Cpu,
+        field: Field,
+        which: Weights,
+        response: &[f32],
+        first: usize,
+        out: &mut [f32],
+    ) {
+        let (s, lanes, last) = (&self.shape, field.lanes, first + out.len() / field.pitch);
+        let (maps, per_row) = (s.filtered.channels, field.run * self.padded_maps());
+        let row_len = s.filtered.row_len() * lanes;
         for (row, block) in self.blocks.iter().enumerate() {
+            let top = row * s.stride;
+            let rows = top.max(first)..(top + s.field).min(last);
+            if rows.is_empty() {
+                continue;
+            }
+            let part = Field { rows: rows.len(), ..field };
             let block = block.read().expect("no replica panics");
-            for (col, weights) in block.array(which).chunks_exact(self.position_len()).enumerate() {
-                work(weights, taps.base(row, col), self.first_response(row, col, taps.lanes()));
+            let positions = block.array(which).chunks_exact(self.position_len());
+            let responses = response[row * row_len..][..row_len].chunks_exact(maps * lanes);
+            for (col, (weights, response)) in positions.zip(responses).enumerate() {
+                let weights = &weights[(rows.start - top) * per_row..][..rows.len() * per_row];
+                let start = (rows.start - first) * field.pitch + self.field_start(col, lanes);
+                filter::scatter(cpu, part, maps, weights, response, &mut out[start..]);
             }
         }
     }
 
-    /// Index of map 0, lane 0 of the simple units at a position.
-    fn first_response(&self, row: usize, col: usize, lanes: usize) -> usize {
-        (row * self.shape.filtered.cols + col) * lanes
-    }
-
-    /// Distance between maps of simple units.
-    fn map_step(&self, lanes: usize) -> usize {
-        self.shape.filtered.rows * self.shape.filtered.cols * lanes
-    }
-
     /// Filtering and pooling: `a` and `h` from the stage's input.
     pub fn encode(&self, cpu: Cpu, input: &[f32], acts: &mut Activations) {
-        let Activations { taps, a, h, row_scratch, .. } = acts;
-        let (maps, step) = (self.shape.filtered.channels, self.map_step(taps.lanes()));
-        a.fill(0.0);
-        self.for_each_position(taps, Weights::Encoder, |weights, base, first| {
-            filter::respond(cpu, taps, base, maps, weights, input, &mut a[first..], step);
+        let Activations { rows, field, a, h, .. } = acts;
+        let (s, field) = (&self.shape, *field);
+        rows.each(a, s.filtered.row_len() * field.lanes, |row, a| {
+            let block = self.blocks[row].read().expect("no replica panics");
+            a.fill(0.0);
+            self.respond(cpu, field, row, &block.encoder, input, a);
         });
-        pool::pool(cpu, &self.shape, self.settings.epsilon as f32, a, h, row_scratch);
+        rows.each(h, s.pooled.row_len() * field.lanes, |row, h| {
+            pool::pool_row(cpu, s, self.settings.epsilon as f32, a, row, h);
+        });
     }
 
     /// Local contrast normalisation: `y` from `h`; lanes from `pictures` on are no pictures and become 0.
     pub fn normalise(&self, cpu: Cpu, acts: &mut Activations, pictures: usize) {
-        let Activations { lcn, h, y, lcn_scratch, taps, .. } = acts;
+        let Activations { rows, lcn, h, y, lcn_scratch, field, .. } = acts;
         match lcn {
-            Some(lcn) => lcn.normalise(cpu, h, y, lcn_scratch),
+            Some(lcn) => lcn.normalise(cpu, *rows, h, y, lcn_scratch),
             None => y.copy_from_slice(h),
         }
-        if pictures < taps.lanes() {
-            y.chunks_exact_mut(taps.lanes()).for_each(|lanes| lanes[pictures..].fill(0.0));
+        if pictures < field.lanes {
+            y.chunks_exact_mut(field.lanes).for_each(|lanes| lanes[pictures..].fill(0.0));
         }
     }
 
     /// Decoding: `residual` = reconstruction - input.
     pub fn decode(&self, cpu: Cpu, input: &[f32], acts: &mut Activations) {
-        let Activations { taps, a, residual, .. } = acts;
-        let (maps, step) = (self.shape.filtered.channels, self.map_step(taps.lanes()));
-        residual.fill(0.0);
-        self.for_each_position(taps, Weights::Decoder, |weights, base, first| {
-            filter::scatter(cpu, taps, base, maps, weights, &a[first..], step, residual);
+        let Activations { rows, field, a, residual, .. } = acts;
+        rows.each(residual, ROWS_AT_ONCE * field.pitch, |number, residual| {
+            let first = number * ROWS_AT_ONCE;
+            residual.fill(0.0);
+            self.give_back(cpu, *field, Weights::Decoder, a, first, residual);
+            self.divide_by_coverage(first, residual, field.lanes);
+            residual.iter_mut().zip(&input[first * field.pitch..]).for_each(|(r, x)| *r -= x);
         });
-        self.divide_by_coverage(residual, taps.lanes());
-        residual.iter_mut().zip(input).for_each(|(r, x)| *r -= x);
     }
 
-    /// Divides maps of the input's size by the number of receptive fields at each place, if the settings say so.
-    pub fn divide_by_coverage(&self, maps: &mut [f32], lanes: usize) {
+    /// Divides rows of maps of the input's size, from row `first` on, by the number of receptive fields at each place, if
+    /// the settings say so.
+    fn divide_by_coverage(&self, first: usize, maps: &mut [f32], lanes: usize) {
         let Some(inverse) = &self.inverse_coverage else { return };
-        for (lanes, scale) in maps.chunks_exact_mut(lanes).zip(inverse.iter().cycle()) {
-            lanes.iter_mut().for_each(|x| *x *= scale);
+        let scales = &inverse[first * self.shape.input.cols..];
+        for (place, scale) in maps.chunks_exact_mut(self.shape.input.channels * lanes).zip(scales) {
+            place.iter_mut().for_each(|x| *x *= scale);
         }
+    }
+
+    /// Turns `residual` into the gradient with respect to the reconstruction's terms, of the mean over `pictures`; where
+    /// `dx` is given, it gets that with respect to the input as the target.
+    pub fn residual_gradient(&self, acts: &mut Activations, pictures: usize, dx: Option<&mut [f32]>) {
+        let Activations { rows, field, residual, .. } = acts;
+        let (scale, pitch) = (2.0 / pictures as f32, field.pitch);
+        if let Some(dx) = dx {
+            rows.each(dx, pitch, |row, dx| {
+                dx.iter_mut().zip(&residual[row * pitch..]).for_each(|(dx, r)| *dx = -scale * r);
+            });
+        }
+        rows.each(residual, pitch, |row, residual| {
+            residual.iter_mut().for_each(|r| *r *= scale);
+            self.divide_by_coverage(row, residual, field.lanes);
+        });
     }
 
     /// Adds to `dh` what `dy` makes of it; `dy` is used up.
     pub fn normalisation_gradient(&self, cpu: Cpu, acts: &mut Activations) {
-        let Activations { lcn, y, dy, dh, lcn_scratch, .. } = acts;
+        let Activations { rows, lcn, y, dy, dh, lcn_scratch, .. } = acts;
         match lcn {
-            Some(lcn) => lcn.gradient(cpu, y, dy, dh, lcn_scratch),
+            Some(lcn) => lcn.gradient(cpu, *rows, y, dy, dh, lcn_scratch),
             None => dh.iter_mut().zip(dy.iter()).for_each(|(dh, dy)| *dh += dy),
         }
     }
 
     /// `da` from `dh`; `dh` is used up.
     pub fn pooling_gradient(&self, cpu: Cpu, acts: &mut Activations) {
-        let Activations { a, h, dh, da, row_scratch, .. } = acts;
-        pool::pool_gradient(cpu, &self.shape, a, h, dh, da, row_scratch);
+        let Activations { rows, field, a, h, dh, da, .. } = acts;
+        let (s, pooled) = (&self.shape, self.shape.pooled.row_len() * field.lanes);
+        rows.each(dh, pooled, |row, dh| {
+            dh.iter_mut().zip(&h[row * pooled..]).for_each(|(dh, &h)| *dh /= h);
+        });
+        let filtered = s.filtered.row_len() * field.lanes;
+        rows.each(da, filtered, |row, da| {
+            pool::pool_gradient_row(cpu, s, dh, row, &a[row * filtered..][..filtered], da);
+        });
     }
 
     /// Adds to `dx` (the input's size) what `da` gives back through the encoder.
     pub fn filtering_gradient(&self, cpu: Cpu, acts: &Activations, dx: &mut [f32]) {
-        let (maps, step) = (self.shape.filtered.channels, self.map_step(acts.taps.lanes()));
-        self.for_each_position(&acts.taps, Weights::Encoder, |weights, base, first| {
-            filter::scatter(cpu, &acts.taps, base, maps, weights, &acts.da[first..], step, dx);
+        let Activations { rows, field, da, .. } = acts;
+        rows.each(dx, ROWS_AT_ONCE * field.pitch, |number, dx| {
+            self.give_back(cpu, *field, Weights::Encoder, da, number * ROWS_AT_ONCE, dx);
         });
     }
 
@@ -284,34 +341,84 @@ impl Stage {
         cpu: Cpu,
         input: &[f32],
         acts: &mut Activations,
-        mut dx: Option<&mut [f32]>,
+        dx: Option<&mut [f32]>,
         update: &impl WeightUpdate,
     ) {
-        let Activations { taps, a, da, residual, pairs, gradient, .. } = acts;
-        let (maps, padded, lanes) = (self.shape.filtered.channels, self.padded_maps(), taps.lanes());
-        let (step, len) = (self.map_step(lanes), self.position_len());
-        for (row, block) in self.blocks.iter().enumerate() {
-            let mut block = block.write().expect("no replica panics");
-            let Block { encoder, decoder, encoder_sums, decoder_sums } = &mut *block;
-            for col in 0..self.shape.filtered.cols {
-                let (base, first, here) =
-                    (taps.base(row, col), self.first_response(row, col, lanes), col * len);
-                let (encoder, decoder) = (&mut encoder[here..here + len], &mut decoder[here..here + len]);
-                let remembered = |sums: &mut Buffer| if sums.is_empty() { 0..0 } else { here..here + len };
+        let row_len = self.shape.filtered.row_len() * acts.field.lanes;
+        if let Some(dx) = dx {
+            // What goes into the input needs all of `da` and the weights before any update.
+            let Activations { rows, field, da, residual, .. } = acts;
+            rows.each(da, row_len, |row, da| {
+                let block = self.blocks[row].read().expect("no replica panics");
+                self.respond(cpu, *field, row, &block.decoder, residual, da);
+            });
+            self.filtering_gradient(cpu, acts, dx);
+            let Activations { rows, field, a, da, residual, .. } = acts;
+            rows.each(da, row_len, |row, da| {
+                self.learn_row(
+                    cpu,
+                    *field,
+                    row,
+                    false,
+                    (input, residual),
+                    &a[row * row_len..][..row_len],
+                    da,
+                    update,
+                );
+            });
+        } else {
+            let Activations { rows, field, a, da, residual, .. } = acts;
+            rows.each(da, row_len, |row, da| {
+                self.learn_row(
+                    cpu,
+                    *field,
+                    row,
+                    true,
+                    (input, residual),
+                    &a[row * row_len..][..row_len],
+                    da,
+                    update,
+                );
+            });
+        }
+    }
 
-                filter::respond(cpu, taps, base, maps, decoder, residual, &mut da[first..], step);
-                filter::weight_gradient(cpu, taps, base, maps, residual, &a[first..], step, pairs, gradient);
-                let range = remembered(decoder_sums);
-                update.decoder(padded, decoder, &mut decoder_sums[range], gradient);
-
-                if let Some(dx) = dx.as_deref_mut() {
-                    filter::scatter(cpu, taps, base, maps, encoder, &da[first..], step, dx);
+    /// New weights for a row of positions; before that, if asked, adds to `da` what comes through W2.
+    #[expect(clippy::too_many_arguments, reason = "all that a row of positions depends on")]
+    fn learn_row(
+        &self,
+        cpu: Cpu,
+        field: Field,
+        row: usize,
+        back: bool,
+        (input, residual): (&[f32], &[f32]),
+        a: &[f32],
+        da: &mut [f32],
+        update: &impl WeightUpdate,
+    ) {
+        let (maps, padded, len) = (self.shape.filtered.channels, self.padded_maps(), self.position_len());
+        let mut block = self.blocks[row].write().expect("no replica panics");
+        let Block { encoder, decoder, encoder_sums, decoder_sums } = &mut *block;
+        let remembered =
+            |sums: &mut Buffer, col: usize| if sums.is_empty() { 0..0 } else { col * len..(col + 1) * len };
+        let positions = encoder.chunks_exact_mut(len).zip(decoder.chunks_exact_mut(len));
+        let cell = maps * field.lanes;
+        let units = a.chunks_exact(cell).zip(da.chunks_exact_mut(cell));
+        with_scratch([len], |[gradient]| {
+            for (col, ((encoder, decoder), (a, da))) in positions.zip(units).enumerate() {
+                let start = row * self.shape.stride * field.pitch + self.field_start(col, field.lanes);
+                let (input, residual) = (&input[start..], &residual[start..]);
+                if back {
+                    filter::respond(cpu, field, maps, decoder, residual, da);
                 }
-                filter::weight_gradient(cpu, taps, base, maps, input, &da[first..], step, pairs, gradient);
-                let range = remembered(encoder_sums);
+                filter::weight_gradient(cpu, field, maps, residual, a, gradient);
+                let range = remembered(decoder_sums, col);
+                update.decoder(padded, decoder, &mut decoder_sums[range], gradient);
+                filter::weight_gradient(cpu, field, maps, input, da, gradient);
+                let range = remembered(encoder_sums, col);
                 update.encoder(padded, encoder, &mut encoder_sums[range], gradient);
             }
-        }
+        });
     }
 
     /// Numbers in each array of weights.
@@ -347,9 +454,7 @@ impl Stage {
         for block in &self.blocks {
             let block = block.read().expect("no replica panics");
             for weights in block.array(which).chunks_exact(self.position_len()) {
-                for map in 0..self.shape.filtered.channels {
-                    weights.iter().skip(map).step_by(self.padded_maps()).for_each(|&weight| visit(weight));
-                }
+                self.places_in_files(|place| visit(weights[place]));
             }
         }
     }
@@ -359,10 +464,20 @@ impl Stage {
         for block in &self.blocks {
             let mut block = block.write().expect("no replica panics");
             for weights in block.array_mut(which).chunks_exact_mut(self.position_len()) {
-                for map in 0..self.shape.filtered.channels {
-                    for weight in weights.iter_mut().skip(map).step_by(self.padded_maps()) {
-                        *weight = values.next().expect("as many values as weights");
-                    }
+                self.places_in_files(|place| {
+                    weights[place] = values.next().expect("as many values as weights")
+                });
+            }
+        }
+    }
+
+    /// Where the weights of a position lie, in the order of files: `[map, channel, dy, dx]`.
+    fn places_in_files(&self, mut visit: impl FnMut(usize)) {
+        let (side, channels, padded) = (self.shape.field, self.shape.input.channels, self.padded_maps());
+        for map in 0..self.shape.filtered.channels {
+            for channel in 0..channels {
+                for tap in 0..side * side {
+                    visit((tap * channels + channel) * padded + map);
                 }
             }
         }
