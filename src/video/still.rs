@@ -42,11 +42,15 @@ pub struct Still {
 
 impl Still {
     /// Opens a picture of a format for stills, known by its first bytes; `None` for everything else, GIF included,
-    /// which may move.
+    /// which may move, and a stream of JPEG pictures, known by the ending `.mjpeg` or `.mjpg`.
     ///
     /// # Errors
     /// If the file cannot be read, or starts like a still picture and cannot be decoded.
     pub fn open(path: &Path) -> Result<Option<Still>> {
+        let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
+        if ending == "mjpeg" || ending == "mjpg" {
+            return Ok(None);
+        }
         let mut file = File::open(path).map_err(Error::io(path, "read"))?;
         let mut bytes = Vec::new();
         file.by_ref().take(64).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
@@ -134,6 +138,11 @@ mod tests {
         assert!(Still::open(&at("b.png")).unwrap().is_none());
         let whole = std::fs::read(at("a.png")).unwrap();
         std::fs::write(at("c.png"), &whole[..whole.len() - 30]).unwrap();
+        // A stream of JPEG pictures begins like one, and is a film all the same.
+        image::RgbImage::new(8, 8).save(at("d.jpg")).unwrap();
+        assert!(Still::open(&at("d.jpg")).unwrap().is_some());
+        std::fs::copy(at("d.jpg"), at("d.MJPEG")).unwrap();
+        assert!(Still::open(&at("d.MJPEG")).unwrap().is_none());
         let error = Still::open(&at("c.png")).err().unwrap().to_string();
         assert!(error.contains("c.png") && error.contains("cannot decode"), "{error}");
     }
