@@ -13,7 +13,7 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::ffmpeg::VideoFile;
-use super::still::Still;
+use super::still::{Opened, Still};
 use super::{Instant, Interlaced, Picture, VideoInfo, VideoSource};
 use crate::error::Result;
 use crate::rng;
@@ -109,10 +109,15 @@ pub fn sample_file<T>(
     mut keep: impl FnMut(&VideoInfo, Instant, Picture) -> Result<T>,
     mut emit: impl FnMut(T) -> Result<()>,
 ) -> Result<Sampled> {
-    if let Some(mut still) = Still::open(request.path)? {
-        let codec = still.info().codec.clone();
-        sample(&mut still, request, &mut keep, &mut emit)?;
-        return Ok(Sampled { codec, damage: None });
+    let mut damage: Option<(u32, String)> = None;
+    match Still::open(request.path)? {
+        Opened::Still(mut still) => {
+            let codec = still.info().codec.clone();
+            sample(&mut still, request, &mut keep, &mut emit)?;
+            return Ok(Sampled { codec, damage: None });
+        }
+        Opened::Damaged => damage = Some((1, "the picture breaks off or is garbled".into())),
+        Opened::Other => {}
     }
     let video = VideoFile::open(request.path)?;
     let codec = video.info().codec.clone();
@@ -121,7 +126,6 @@ pub fn sample_file<T>(
         others = video.streams();
         others.retain(|&stream| stream != video.info().stream);
     }
-    let mut damage: Option<(u32, String)> = None;
     let mut add = |count: u32, reason: String| {
         let before = damage.as_ref().map_or(0, |(count, _)| *count);
         damage = Some((before.saturating_add(count), reason));
