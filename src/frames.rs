@@ -16,6 +16,9 @@ mod store;
 mod table;
 mod writer;
 
+use std::borrow::Cow;
+use std::cell::RefCell;
+
 use fast_image_resize as fir;
 use image::{DynamicImage, GrayImage, RgbImage};
 use rand::Rng;
@@ -94,26 +97,27 @@ pub struct Fitted {
 pub fn fit(image: &DynamicImage, shape: &Shape, rng: &mut ChaCha8Rng) -> Fitted {
     let Shape { width, height, .. } = *shape;
     assert!(width > 0 && height > 0, "a picture of {width}x{height} is asked");
-    let flat = to_colour(image, shape.colour);
+    let flat = to_colour(Cow::Borrowed(image), shape.colour);
+    let flat = flat.as_ref();
     let (from_width, from_height) = (flat.width(), flat.height());
     let whole = fir::CropBox { left: 0.0, top: 0.0, width: from_width.into(), height: from_height.into() };
     let middle = fir::CropBox::fit_src_into_dst_size(from_width, from_height, width, height, None);
     let mut placed = None;
     let (crop, image) = match shape.fit {
-        Fit::Crop => (middle, scale(&flat, middle, width, height)),
+        Fit::Crop => (middle, scale(flat, middle, width, height)),
         Fit::RandomCrop => {
             let mut place = |room: f64| if room > 0.0 { rng.random_range(0.0..=room) } else { 0.0 };
             let left = place(whole.width - middle.width);
             let top = place(whole.height - middle.height);
             let crop = fir::CropBox { left, top, ..middle };
-            (crop, scale(&flat, crop, width, height))
+            (crop, scale(flat, crop, width, height))
         }
-        Fit::Stretch => (whole, scale(&flat, whole, width, height)),
+        Fit::Stretch => (whole, scale(flat, whole, width, height)),
         Fit::Letterbox => {
             let factor = (f64::from(width) / whole.width).min(f64::from(height) / whole.height);
             let side = |side: f64, most: u32| ((side * factor).round() as u32).clamp(1, most);
             let (inner_width, inner_height) = (side(whole.width, width), side(whole.height, height));
-            let inner = scale(&flat, whole, inner_width, inner_height);
+            let inner = scale(flat, whole, inner_width, inner_height);
             if (inner_width, inner_height) == (width, height) {
                 (whole, inner)
             } else {
@@ -141,7 +145,7 @@ pub fn fit(image: &DynamicImage, shape: &Shape, rng: &mut ChaCha8Rng) -> Fitted 
 
 /// The largest part of the shape `width` to `height` out of the middle of a picture, scaled to that size.
 pub fn cut_middle(image: &DynamicImage, width: u32, height: u32, colour: Colour) -> DynamicImage {
-    let flat = to_colour(image, colour);
+    let flat = to_colour(Cow::Borrowed(image), colour);
     let middle = fir::CropBox::fit_src_into_dst_size(flat.width(), flat.height(), width, height, None);
     scale(&flat, middle, width, height)
 }
@@ -163,7 +167,10 @@ fn scale(flat: &DynamicImage, crop: fir::CropBox, width: u32, height: u32) -> Dy
     let options = fir::ResizeOptions::new()
         .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Lanczos3))
         .crop(crop.left, crop.top, crop.width, crop.height);
-    let resized = source.map(|source| fir::Resizer::new().resize(&source, &mut scaled, &options));
+    // It keeps its memory, which would take longer to get than to use.
+    thread_local!(static RESIZER: RefCell<fir::Resizer> = RefCell::new(fir::Resizer::new()));
+    let resize = |source| RESIZER.with_borrow_mut(|resizer| resizer.resize(&source, &mut scaled, &options));
+    let resized = source.map(resize);
     assert!(matches!(resized, Ok(Ok(()))), "{from_width}x{from_height} to {width}x{height}: {resized:?}");
     let pixels = scaled.into_vec();
     match kind {
@@ -173,17 +180,22 @@ fn scale(flat: &DynamicImage, crop: fir::CropBox, width: u32, height: u32) -> Dy
     .expect("as many pixels as asked")
 }
 
-/// The picture as 8-bit grey or RGB; transparent parts are laid over black.
-pub fn to_colour(image: &DynamicImage, colour: Colour) -> DynamicImage {
+/// The picture as 8-bit grey or RGB; transparent parts are laid over black. One that is so already is only lent on.
+pub fn to_colour(image: Cow<DynamicImage>, colour: Colour) -> Cow<DynamicImage> {
     let has_colour = image.color().has_color();
     if image.color().has_alpha() {
-        return to_colour(&over_black(image).into(), colour);
+        return Cow::Owned(to_colour(Cow::Owned(over_black(&image).into()), colour).into_owned());
     }
-    match colour {
+    let converted: DynamicImage = match colour {
+        Colour::Rgb if matches!(*image, DynamicImage::ImageRgb8(_)) => return image,
+        Colour::Grey if matches!(*image, DynamicImage::ImageLuma8(_)) => return image,
         Colour::Rgb => image.to_rgb8().into(),
         Colour::Grey if !has_colour => image.to_luma8().into(),
         Colour::Grey => {
-            let rgb = image.to_rgb8();
+            let rgb = match *image {
+                DynamicImage::ImageRgb8(ref rgb) => Cow::Borrowed(rgb),
+                ref other => Cow::Owned(other.to_rgb8()),
+            };
             let luma = |p: &image::Rgb<u8>| {
                 let [r, g, b] = p.0.map(u32::from);
                 // 0.299, 0.587 and 0.114 in 16 bits.
@@ -192,7 +204,8 @@ pub fn to_colour(image: &DynamicImage, colour: Colour) -> DynamicImage {
             let pixels = rgb.pixels().map(|p| luma(p).0[0]).collect();
             GrayImage::from_raw(rgb.width(), rgb.height(), pixels).expect("one value per pixel").into()
         }
-    }
+    };
+    Cow::Owned(converted)
 }
 
 #[cfg(test)]
@@ -244,12 +257,12 @@ mod tests {
     fn grey_is_the_luma_of_bt_601_and_transparency_is_black() {
         let grey = |p: [u8; 3]| {
             let image = RgbImage::from_pixel(1, 1, image::Rgb(p)).into();
-            to_colour(&image, Colour::Grey).to_luma8().get_pixel(0, 0).0[0]
+            to_colour(Cow::Owned(image), Colour::Grey).to_luma8().get_pixel(0, 0).0[0]
         };
         let seen = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]].map(grey);
         assert_eq!(seen, [76, 150, 29, 255]);
         let half = image::RgbaImage::from_pixel(1, 1, image::Rgba([200, 100, 0, 128]));
-        let flat = to_colour(&half.into(), Colour::Rgb);
+        let flat = to_colour(Cow::Owned(half.into()), Colour::Rgb);
         assert_eq!(flat.to_rgb8().get_pixel(0, 0).0, [100, 50, 0]);
     }
 

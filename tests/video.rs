@@ -90,6 +90,7 @@ const CASES: &[Case] = &[
     case("wmv2.wmv", "@ -t 1 -c:v wmv2 -q 3", Plain),
     case("theora.ogv", "@ -t 1 -c:v libtheora -g 9 -q 6", Plain),
     case("mjpeg.avi", "@ -t 1 -c:v mjpeg -q 3", Plain),
+    case("stream.mjpeg", "<mjpeg.avi -c copy -f mjpeg", Plain),
     case(
         "h263.3gp",
         "SOFT -t 1 -s 176x144 -r 25 -c:v h263 -q 3",
@@ -214,6 +215,8 @@ const CASES: &[Case] = &[
     case("hole.mp4", "HOLED b_frames.mp4", Reference::None),
     case("hole.ts", "HOLED b_frames.ts", Reference::None),
     case("cut.mkv", "CUT b_pyramid.mkv", Reference::None),
+    case("index_first.mp4", "<hevc.mp4 -c copy -movflags faststart", Plain),
+    case("zero_tail.mp4", "ZEROED index_first.mp4", Reference::None),
 ];
 
 const PICTURE: &str = "-f lavfi -i testsrc2=size=160x120:rate=25";
@@ -241,6 +244,12 @@ fn make(case: &Case, folder: &Path) -> Result<PathBuf, String> {
             let mut bytes = read(words[1])?;
             let (start, end) = (bytes.len() * 4 / 10, bytes.len() * 5 / 10);
             bytes[start..end].fill(0);
+            bytes
+        }
+        "ZEROED" => {
+            let mut bytes = read(words[1])?;
+            let start = bytes.len() * 5 / 10;
+            bytes[start..].fill(0);
             bytes
         }
         "CUT" => {
@@ -445,6 +454,10 @@ fn check(path: &Path, reference: Reference) -> Result<(), String> {
         for at in instants.iter().rev().step_by(5) {
             video.seek(at.pts).map_err(|e| e.to_string())?;
         }
+        // Where an index leads into what is destroyed, the way back to what is not must be found.
+        let mut video = VideoFile::open(path).map_err(|e| e.to_string())?;
+        let last = video.info().end_pts.unwrap_or(i64::MAX / 4);
+        video.seek(last - 1).map_err(|e| format!("near the end: {e}"))?;
         return Ok(());
     }
     if !instants.is_sorted_by(|a, b| a.pts < b.pts) {

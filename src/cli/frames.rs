@@ -197,6 +197,9 @@ pub fn run(args: FramesArgs, global: Global) -> anyhow::Result<()> {
             let options =
                 WriterOptions { overwrite: args.overwrite, ..WriterOptions::new(PictureFormat::Png) };
             let summary = frames::merge(&args.sets, &args.out, options)?;
+            if !summary.settings["filters"]["duplicates"].is_null() {
+                say!("note: duplicates were looked for within each of the sets, not across them");
+            }
             let FrameSetSummary { frames, inputs, shards, bytes, .. } = summary;
             global.print(&Merged { sets: args.sets.len(), frames, inputs, shards, bytes, out: args.out })
         }
@@ -216,7 +219,7 @@ fn draw(args: &SheetArgs, global: &Global) -> anyhow::Result<()> {
     let frames = args.count as usize;
     let options = SheetOptions { frames, columns: args.columns, tile: args.tile, captions: true };
     let (sheet, warnings) = frames::sheet(&store, &options)?;
-    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    warnings.iter().for_each(|warning| say!("warning: {warning}"));
     let (width, height) = sheet.dimensions();
     let bytes = format.encode(&sheet.into())?;
     std::fs::write(&out, bytes).with_context(|| format!("cannot write {}", out.display()))?;
@@ -248,7 +251,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
     let across = (viuer::terminal_size().0 / FRAME_COLUMNS).clamp(1, count as u16);
     let options = SheetOptions { frames: count, columns: Some(across.into()), tile: 240, captions: false };
     let (sheet, warnings) = frames::sheet(&store, &options)?;
-    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    warnings.iter().for_each(|warning| say!("warning: {warning}"));
     let config = viuer::Config {
         absolute_offset: false,
         // Asking the terminal instead would wait for ever where nothing answers.

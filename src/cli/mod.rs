@@ -2,6 +2,14 @@
 //!
 //! Results go to stdout, as text or with `--json` as one JSON object; progress, warnings and errors go to stderr.
 
+/// Prints a line to stderr; if nobody reads it any more, that is no reason to stop.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod frames;
 mod info;
 mod report;
@@ -79,7 +87,7 @@ pub fn main() -> ExitCode {
             // Each of this crate's errors names its cause already; others are joined with theirs.
             let usage = error.downcast_ref::<Error>().is_some_and(Error::is_usage);
             let line = if error.is::<Error>() { error.to_string() } else { format!("{error:#}") };
-            eprintln!("error: {line}");
+            say!("error: {line}");
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }
@@ -117,9 +125,9 @@ impl Global {
     /// Prints what a user should know to stderr; of many alike only the first few.
     pub fn warn(&self, warnings: &[String]) {
         const SHOWN: usize = 20;
-        warnings.iter().take(SHOWN).for_each(|warning| eprintln!("warning: {warning}"));
+        warnings.iter().take(SHOWN).for_each(|warning| say!("warning: {warning}"));
         if warnings.len() > SHOWN {
-            eprintln!("warning: and {} more", warnings.len() - SHOWN);
+            say!("warning: and {} more", warnings.len() - SHOWN);
         }
     }
 
@@ -156,7 +164,7 @@ impl Global {
                 let (done, len) = (bar.position(), bar.length().unwrap_or(0));
                 let percent = 100 * done / len.max(1);
                 let (elapsed, left) = (bar.elapsed().as_secs(), bar.eta().as_secs());
-                eprintln!(
+                say!(
                     "{what}: {done}/{len} ({percent} %), {elapsed} s elapsed, {left} s left  {}",
                     bar.message()
                 );

@@ -1,5 +1,6 @@
 //! `striate sample`: videos and pictures -> frame set.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,7 +14,8 @@ use serde::Serialize;
 
 use super::Global;
 use striate::frames::{
-    Colour, DropCounts, Filters, Fit, FrameWriter, InputRecord, Outcome, PictureFormat, Shape, WriterOptions,
+    Colour, DropCounts, Filters, Fit, FrameRecord, FrameWriter, InputRecord, Outcome, PictureFormat, Shape,
+    WriterOptions,
 };
 use striate::sampling::{self, Isolation, Job, TimeLimit, inputs};
 use striate::video::Interlaced;
@@ -100,7 +102,7 @@ pub struct SampleArgs {
     #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true,
         action = ArgAction::Set, value_name = "BOOL", help_heading = FAULTS)]
     isolate: bool,
-    /// Longest time for a file [default: a minute and 50 s for each megabyte].
+    /// Longest time for a file [default: a minute and 50 s for each megabyte, at most 6 h].
     #[arg(long, value_name = "TIME", help_heading = FAULTS, value_parser = parse_duration)]
     time_limit: Option<Duration>,
     /// Most memory of a worker process: 500MB, 2GB.
@@ -365,12 +367,16 @@ pub fn run(args: SampleArgs, global: Global) -> anyhow::Result<ExitCode> {
     let shard = args.shard.map(|(index, count)| format!("{index}/{count}"));
     let settings = Settings { job: &job, frames_per_shard: args.frames_per_shard, shard };
     let mut seen = Vec::new();
-    let mut writer = FrameWriter::open(&args.out, &serde_json::to_value(&settings)?, options, |frame| {
+    let known = |frame: &FrameRecord| {
         let hash = u64::from_str_radix(&frame.metadata.perceptual_hash, 16).unwrap_or(0);
         seen.extend(job.filters.duplicates.map(|_| (hash, frame.input_key().to_string())));
-    })?;
+    };
+    let asked: HashSet<&str> = inputs.iter().map(|input| input.absolute.as_str()).collect();
+    let settings = serde_json::to_value(&settings)?;
+    let belongs = |path: &str| asked.contains(path);
+    let mut writer = FrameWriter::open_for(&args.out, &settings, options, known, belongs)?;
     let done_before = writer.summary().inputs;
-    inputs.retain(|input| !writer.is_done(&input.absolute.to_string_lossy()));
+    inputs.retain(|input| !writer.is_done(&input.absolute));
     if inputs.is_empty() && writer.was_complete() {
         let summary = writer.summary().clone();
         drop(writer);
@@ -395,21 +401,25 @@ pub fn run(args: SampleArgs, global: Global) -> anyhow::Result<ExitCode> {
             frames += input.frames;
             if input.outcome == Outcome::Skipped {
                 let reason = input.reason.clone().unwrap_or_default();
-                progress.suspend(|| eprintln!("skipped: {}: {reason}", input.path));
+                progress.suspend(|| say!("skipped: {}: {reason}", input.path));
                 skipped_files.push(Skipped { path: input.path.clone(), reason });
             } else if let Some(damage) = &input.damage {
-                progress.suspend(|| eprintln!("warning: {}: {damage}", input.path));
+                progress.suspend(|| say!("warning: {}: {damage}", input.path));
             }
             progress.set_message(format!("{frames} frames"));
             progress.inc(1);
         })?;
     progress.finish();
     if !complete {
-        eprintln!("interrupted: the same command goes on from the last finished shard");
+        say!("interrupted: the same command goes on from the last finished shard");
         return Ok(ExitCode::from(128 + signal.load(Ordering::Relaxed) as u8));
     }
-    if done_before == 0 && frames == 0 && !inputs.is_empty() {
+    // A part of a collection may well have nothing to give; what became of its inputs is on record all the same.
+    if done_before == 0 && frames == 0 && !inputs.is_empty() && args.shard.is_none() {
         let files = inputs.len();
+        if args.strict && !skipped_files.is_empty() {
+            return Ok(refuse_skipped(skipped_files.len() as u64, files as u64));
+        }
         match skipped_files.len() == files {
             true => bail!("no frame could be sampled: all {files} files were skipped, each named above"),
             false => bail!("no frame could be sampled: the filters left out all frames of {files} files"),
@@ -439,10 +449,14 @@ fn report(
         skipped_files,
     })?;
     if args.strict && skipped > 0 {
-        eprintln!("error: {skipped} of {files} files were skipped, which --strict does not allow");
-        return Ok(ExitCode::from(3));
+        return Ok(refuse_skipped(skipped, files));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn refuse_skipped(skipped: u64, files: u64) -> ExitCode {
+    say!("error: {skipped} of {files} files were skipped, which --strict does not allow");
+    ExitCode::from(3)
 }
 
 /// Set when the user or the system wants us to stop, and by which signal.

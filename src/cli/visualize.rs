@@ -116,7 +116,7 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
     };
     let out = args.run.join("visualize");
     if out.join("units.json").exists() {
-        eprintln!("note: {} will be replaced when the new pictures are complete", out.display());
+        say!("note: {} will be replaced when the new pictures are complete", out.display());
     }
     let gallery = visualize(&checkpoint, &dataset, &frames, &choice, &out, &progress);
     bar.finish();

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::layout::{INPUT_TABLE, JOURNAL, SUMMARY, read_journal, read_summary};
+use super::layout::{INPUT_TABLE, SUMMARY, read_journal, read_summary};
 use super::record::{DropCounts, INPUT_COLUMNS, InputRecord, Outcome};
 use super::store::FrameStore;
 use super::table::TableReader;
@@ -87,7 +87,7 @@ fn origin(folder: &Path) -> Result<Origin> {
             table.read::<InputRecord>(group, INPUT_COLUMNS)?.iter().for_each(|input| sums.add(input));
         }
     } else {
-        let (inputs, finished, _) = read_journal(&folder.join(JOURNAL))?;
+        let (inputs, finished, _) = read_journal(folder)?;
         inputs.iter().for_each(|input| sums.add(input));
         shards = finished;
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::record::{DropCounts, InputRecord};
+use super::shard::shard_name;
 use crate::error::{Error, Result};
 
 /// Settings and totals of a set; says whether it is complete.
@@ -100,11 +101,17 @@ pub(super) fn read_summary(folder: &Path) -> Result<FrameSetSummary> {
     }
 }
 
-/// The inputs that are committed, how many shards they fill, and where in the journal that ends.
-pub(super) fn read_journal(path: &Path) -> Result<(Vec<InputRecord>, u64, u64)> {
+/// The inputs of a set that are committed, how many shards they fill, and where in the journal that ends.
+///
+/// # Errors
+/// If the journal is damaged, or missing although there are shards.
+pub(super) fn read_journal(folder: &Path) -> Result<(Vec<InputRecord>, u64, u64)> {
+    let path = &folder.join(JOURNAL);
     let file = match File::open(path) {
         Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), 0, 0)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !folder.join(shard_name(0)).exists() => {
+            return Ok((Vec::new(), 0, 0));
+        }
         Err(e) => return Err(Error::io(path, "read")(e)),
     };
     let (mut inputs, mut pending, mut shards, mut end, mut position) = (Vec::new(), Vec::new(), 0, 0, 0);
@@ -113,12 +120,16 @@ pub(super) fn read_journal(path: &Path) -> Result<(Vec<InputRecord>, u64, u64)> 
     loop {
         line.clear();
         position += reader.read_until(b'\n', &mut line).map_err(Error::io(path, "read"))? as u64;
-        // A line that a crash tore is the last, and nothing after the last commit counts.
+        // A line that a crash tore is the last and has no end, and nothing after the last commit counts.
         match serde_json::from_slice(&line) {
             Ok(JournalLine::Input(input)) => pending.push(*input),
             Ok(JournalLine::Commit { shards: count }) if line.ends_with(b"\n") => {
                 inputs.append(&mut pending);
                 (shards, end) = (count, position);
+            }
+            Err(e) if line.ends_with(b"\n") => {
+                let problem = format!("is damaged before byte {position}: {e}; --overwrite replaces the set");
+                return Err(Error::bad_file(path, problem));
             }
             _ => return Ok((inputs, shards, end)),
         }

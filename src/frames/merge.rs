@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use super::layout::{FrameSetSummary, JOURNAL, differences, read_journal, read_summary};
+use super::layout::{FrameSetSummary, differences, read_journal, read_summary};
 use super::shard::{read_records, shard_name};
 use super::writer::{FrameWriter, WriterOptions};
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ pub fn merge(sets: &[PathBuf], out: &Path, options: WriterOptions) -> Result<Fra
     let mut settings = None;
     for set in sets {
         let summary = read_summary(set)?;
-        let (inputs, shards, _) = read_journal(&set.join(JOURNAL))?;
+        let (inputs, shards, _) = read_journal(set)?;
         if !summary.is_complete_with(&inputs, shards) {
             return Err(Error::bad_file(set, "the frame set is not complete; sample it to its end first"));
         }
@@ -35,13 +35,25 @@ pub fn merge(sets: &[PathBuf], out: &Path, options: WriterOptions) -> Result<Fra
         }
     }
     let settings = settings.ok_or_else(|| Error::bad_file(out, "no frame sets to merge"))?;
-    check_disjoint(sets)?;
-    let mut writer = FrameWriter::open(out, &settings, options, |_| {})?;
-    if writer.summary().inputs > 0 {
+    let all = check_disjoint(sets)?;
+    let belongs = |path: &str| all.contains(&stable_hash(path.as_bytes()));
+    let mut writer = FrameWriter::open_for(out, &settings, options, |_| {}, belongs)?;
+    let mut done = 0;
+    for set in sets {
+        let (inputs, ..) = read_journal(set)?;
+        // Sets are committed whole, so one that was merged before an interruption is there with all its inputs.
+        if !inputs.is_empty() && inputs.iter().all(|input| writer.is_done(&input.absolute_path)) {
+            done += inputs.len() as u64;
+        }
+    }
+    if writer.was_complete() || writer.summary().inputs != done {
         return Err(Error::bad_file(out, "already holds a frame set; --overwrite replaces it"));
     }
     for set in sets {
-        let (inputs, shards, _) = read_journal(&set.join(JOURNAL))?;
+        let (inputs, shards, _) = read_journal(set)?;
+        if !inputs.is_empty() && inputs.iter().all(|input| writer.is_done(&input.absolute_path)) {
+            continue;
+        }
         for number in 0..shards {
             let path = set.join(shard_name(number));
             let (records, bytes) = read_records(&path)?;
@@ -52,11 +64,11 @@ pub fn merge(sets: &[PathBuf], out: &Path, options: WriterOptions) -> Result<Fra
     writer.finish()
 }
 
-/// Refuses sets that have an input or a key in common.
-fn check_disjoint(sets: &[PathBuf]) -> Result<()> {
+/// Refuses sets that have an input or a key in common; gives the hashes of all inputs' absolute paths.
+fn check_disjoint(sets: &[PathBuf]) -> Result<HashSet<u64>> {
     let (mut paths, mut keys) = (HashSet::new(), HashSet::new());
     for set in sets {
-        for input in read_journal(&set.join(JOURNAL))?.0 {
+        for input in read_journal(set)?.0 {
             if !paths.insert(stable_hash(input.absolute_path.as_bytes())) {
                 return Err(Error::bad_file(set, format!("{} is in another set too", input.absolute_path)));
             }
@@ -67,5 +79,5 @@ fn check_disjoint(sets: &[PathBuf]) -> Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(paths)
 }

@@ -1,5 +1,6 @@
 //! Measures of stored pictures, and the filters that leave some out.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use fast_image_resize as fir;
@@ -30,8 +31,9 @@ pub struct Quality {
 
 /// Measures a picture.
 pub fn quality(image: &DynamicImage) -> Quality {
-    let grey = to_colour(image, Colour::Grey).into_luma8();
-    let pixels = grey.as_raw();
+    let grey = to_colour(Cow::Borrowed(image), Colour::Grey);
+    let DynamicImage::ImageLuma8(luma) = grey.as_ref() else { unreachable!("grey was asked") };
+    let pixels = luma.as_raw();
     let count = pixels.len() as f64;
     let mean = pixels.iter().map(|&v| f64::from(v)).sum::<f64>() / count;
     let variance = pixels.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / count;
@@ -40,34 +42,39 @@ pub fn quality(image: &DynamicImage) -> Quality {
         let side = |side: u32| (side * SHARPNESS_SIDE / longer).max(1);
         sharpness(&shrunk(&grey, side(grey.width()), side(grey.height())))
     } else {
-        sharpness(&grey)
+        sharpness(luma)
     };
-    let hasher: Hasher<Box<[u8]>> =
-        HasherConfig::with_bytes_type().hash_alg(HashAlg::Median).preproc_dct().hash_size(8, 8).to_hasher();
-    let hash = hasher.hash_image(&shrunk(&grey, HASHED_SIDE, HASHED_SIDE));
+    // Making one takes longer than using it.
+    thread_local!(static HASHER: Hasher<Box<[u8]>> = HasherConfig::with_bytes_type()
+        .hash_alg(HashAlg::Median)
+        .preproc_dct()
+        .hash_size(8, 8)
+        .to_hasher());
+    let hash = HASHER.with(|hasher| hasher.hash_image(&shrunk(&grey, HASHED_SIDE, HASHED_SIDE)));
     let perceptual_hash = hash.as_bytes().iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
     Quality { brightness: mean as f32, contrast: variance.sqrt() as f32, sharpness, perceptual_hash }
 }
 
-fn shrunk(grey: &GrayImage, width: u32, height: u32) -> GrayImage {
+fn shrunk(grey: &DynamicImage, width: u32, height: u32) -> GrayImage {
     let whole =
         fir::CropBox { left: 0.0, top: 0.0, width: grey.width().into(), height: grey.height().into() };
-    scale(&grey.clone().into(), whole, width, height).into_luma8()
+    scale(grey, whole, width, height).into_luma8()
 }
 
 /// Energy of the discrete Laplacian over that of the central differences.
 fn sharpness(grey: &GrayImage) -> f32 {
-    let (width, height) = grey.dimensions();
-    let at = |x: u32, y: u32| f64::from(grey.get_pixel(x, y).0[0]);
-    let (mut second, mut first) = (0.0, 0.0);
-    for y in 1..height.saturating_sub(1) {
-        for x in 1..width.saturating_sub(1) {
-            let (left, right, up, down) = (at(x - 1, y), at(x + 1, y), at(x, y - 1), at(x, y + 1));
-            second += (left + right + up + down - 4.0 * at(x, y)).powi(2);
-            first += (right - left).powi(2) + (down - up).powi(2);
+    let width = grey.width() as usize;
+    let rows: Vec<&[u8]> = grey.as_raw().chunks_exact(width).collect();
+    let (mut second, mut first) = (0u64, 0u64);
+    for rows in rows.windows(3) {
+        for x in 1..width.max(1) - 1 {
+            let [up, down, left, right, here] =
+                [rows[0][x], rows[2][x], rows[1][x - 1], rows[1][x + 1], rows[1][x]].map(i32::from);
+            second += u64::from((left + right + up + down - 4 * here).unsigned_abs().pow(2));
+            first += u64::from((right - left).unsigned_abs().pow(2) + (down - up).unsigned_abs().pow(2));
         }
     }
-    if first > 0.0 { (second / first) as f32 } else { 0.0 }
+    if first > 0 { (second as f64 / first as f64) as f32 } else { 0.0 }
 }
 
 /// Why a frame is left out; of several reasons the first counts.

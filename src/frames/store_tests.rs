@@ -231,6 +231,78 @@ fn a_complete_set_that_was_interrupted_while_it_grew_is_not_taken_as_complete() 
 }
 
 #[test]
+fn a_set_without_its_journal_or_with_a_damaged_one_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("set");
+    write_set(&out, 10, 10, false).unwrap();
+    let settings = serde_json::json!({ "first": 10 });
+    let refused = |why: &str| {
+        let before = names(&out);
+        let error = FrameWriter::open(&out, &settings, options(false), |_| {}).err().unwrap().to_string();
+        assert!(error.contains("journal.jsonl") && error.contains(why), "{error}");
+        assert_eq!(names(&out), before);
+        assert_eq!(FrameStore::open(&out).unwrap().len(), 10);
+    };
+    let journal = out.join("journal.jsonl");
+    let whole = fs::read(&journal).unwrap();
+    fs::remove_file(&journal).unwrap();
+    refused("cannot read");
+    let mut damaged = whole.clone();
+    damaged[20] = 0;
+    fs::write(&journal, damaged).unwrap();
+    refused("is damaged");
+    let first_commit = whole.windows(9).position(|nine| nine == b"{\"commit\"").unwrap();
+    let end = first_commit + whole[first_commit..].iter().position(|&b| b == b'\n').unwrap() + 1;
+    fs::write(&journal, &whole[..end]).unwrap();
+    refused("knows");
+    // Replaced it can be.
+    assert_eq!(write_set(&out, 10, 3, true).unwrap().frames, 3);
+}
+
+#[test]
+fn a_replacement_that_was_interrupted_goes_on_only_for_the_same_inputs() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path();
+    write_set(out, 10, 3, false).unwrap();
+    let settings = serde_json::json!({});
+    let open = |wanted: &'static [&'static str]| {
+        let belongs = |path: &str| wanted.contains(&path);
+        FrameWriter::open_for(out, &settings, options(true), |_| {}, belongs).unwrap()
+    };
+    let mut writer = open(&["/videos/b", "/videos/c"]);
+    add(&mut writer, "b", 1, 4);
+    add(&mut writer, "c", 9, 1);
+    drop(writer);
+    assert!(open(&["/videos/b", "/videos/c"]).is_done("/videos/b"));
+    assert!(!open(&["/videos/c", "/videos/d"]).is_done("/videos/b"));
+    assert_eq!(FrameStore::open(out).unwrap().len(), 3);
+}
+
+#[test]
+fn a_merge_that_was_interrupted_is_continued_and_replaces_when_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let settings = serde_json::json!({});
+    for (name, count) in [("x", 5), ("y", 2)] {
+        let mut writer = FrameWriter::open(&at(name), &settings, options(false), |_| {}).unwrap();
+        add(&mut writer, name, 10, count);
+        writer.finish().unwrap();
+    }
+    write_set(&at("old"), 1, 1, false).unwrap();
+    for (out, overwrite) in [("new", false), ("old", true)] {
+        // As an interruption after the first set leaves it.
+        let mut writer = FrameWriter::open(&at(out), &settings, options(overwrite), |_| {}).unwrap();
+        add(&mut writer, "x", 10, 5);
+        writer.commit_inputs(Vec::new()).unwrap();
+        drop(writer);
+        let merged = merge(&[at("x"), at("y")], &at(out), options(overwrite)).unwrap();
+        assert_eq!((merged.frames, merged.inputs), (7, 2), "{out}");
+        let again = merge(&[at("x"), at("y")], &at(out), options(false)).unwrap_err().to_string();
+        assert!(again.contains("already holds a frame set"), "{again}");
+    }
+}
+
+#[test]
 fn a_folder_with_nothing_but_unfinished_files_counts_as_empty() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("frames.json.tmp"), "{").unwrap();

@@ -100,16 +100,38 @@ impl FrameWriter {
         folder: &Path,
         settings: &Value,
         options: WriterOptions,
+        known: impl FnMut(&FrameRecord),
+    ) -> Result<FrameWriter> {
+        Self::open_for(folder, settings, options, known, |_| true)
+    }
+
+    /// As [`open`](Self::open). `belongs` is asked of inputs by their absolute paths: a replacement that was begun with
+    /// others is begun anew.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_for(
+        folder: &Path,
+        settings: &Value,
+        options: WriterOptions,
         mut known: impl FnMut(&FrameRecord),
+        belongs: impl Fn(&str) -> bool,
     ) -> Result<FrameWriter> {
         let made_folder = !folder.exists();
         fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
-        let opened = Self::open_in(folder, settings, options, &mut known, made_folder);
-        if opened.is_err() && made_folder {
-            // Only an empty one goes.
-            let _ = fs::remove_dir(folder);
+        match Self::open_in(folder, settings, options, &mut known, &belongs) {
+            Ok(mut writer) => {
+                writer.made_folder = made_folder;
+                Ok(writer)
+            }
+            Err(e) => {
+                if made_folder {
+                    // Only an empty one goes.
+                    let _ = fs::remove_dir(folder);
+                }
+                Err(e)
+            }
         }
-        opened
     }
 
     fn open_in(
@@ -117,7 +139,7 @@ impl FrameWriter {
         settings: &Value,
         options: WriterOptions,
         known: &mut dyn FnMut(&FrameRecord),
-        made_folder: bool,
+        belongs: &dyn Fn(&str) -> bool,
     ) -> Result<FrameWriter> {
         let lock = File::open(folder).map_err(Error::io(folder, "read"))?;
         match lock.try_lock() {
@@ -136,7 +158,9 @@ impl FrameWriter {
         let mut target = folder.to_path_buf();
         if occupied && options.overwrite {
             target = staging;
-            let same = read_summary(&target).is_ok_and(|summary| summary.settings == *settings);
+            let same = read_summary(&target).is_ok_and(|summary| summary.settings == *settings)
+                && read_journal(&target)
+                    .is_ok_and(|(inputs, ..)| inputs.iter().all(|input| belongs(&input.absolute_path)));
             if target.exists() && !same {
                 fs::remove_dir_all(&target).map_err(Error::io(&target, "remove"))?;
             }
@@ -160,8 +184,16 @@ impl FrameWriter {
             write_json(&target.join(SUMMARY), &summary)?;
         }
         let journal_path = target.join(JOURNAL);
-        let (inputs, shards, length) = read_journal(&journal_path)?;
-        let was_complete = read_summary(&target)?.is_complete_with(&inputs, shards);
+        let (inputs, shards, length) = read_journal(&target)?;
+        let before = read_summary(&target)?;
+        let was_complete = before.is_complete_with(&inputs, shards);
+        // What the journal does not know is about to be removed, so it had better be right.
+        if before.complete && (before.shards > shards || before.inputs > inputs.len() as u64) {
+            let known = format!("{} inputs and {shards} shards", inputs.len());
+            let wanted = format!("{} and {}", before.inputs, before.shards);
+            let problem = format!("knows {known}, the set has {wanted}; --overwrite replaces the set");
+            return Err(Error::bad_file(journal_path, problem));
+        }
         let journal = File::options().create(true).append(true).open(&journal_path);
         let journal = journal.and_then(|file| file.set_len(length).map(|()| file));
         let journal = journal.map_err(Error::io(&journal_path, "write"))?;
@@ -192,7 +224,7 @@ impl FrameWriter {
             closed: Vec::new(),
             pending: Vec::new(),
             next_shard: shards,
-            made_folder,
+            made_folder: false,
             was_complete,
             finished: false,
         };

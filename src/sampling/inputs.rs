@@ -1,7 +1,9 @@
 //! Which files to look into: those named, those below folders, those that match patterns, those in lists.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use walkdir::WalkDir;
@@ -27,8 +29,8 @@ pub struct Input {
     /// Its path relative to the folder that was named, or its file name, or its line in a list: what its random
     /// numbers depend on.
     pub name: String,
-    /// Its path from the root of the file system.
-    pub absolute: PathBuf,
+    /// Its path from the root of the file system, by [`in_words`]: what it is known by.
+    pub absolute: String,
     /// Why it cannot be read, where that is known already.
     pub problem: Option<String>,
 }
@@ -43,17 +45,18 @@ impl Input {
 /// A list of files, one to a line, or separated by zero bytes if there are any.
 ///
 /// # Errors
-/// If it cannot be read or is not UTF-8.
+/// If it cannot be read, or names nothing.
 pub fn read_list(path: &Path) -> Result<Vec<PathBuf>> {
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     let read = match path == Path::new("-") {
-        true => std::io::stdin().read_to_string(&mut text),
-        false => std::fs::File::open(path).and_then(|mut file| file.read_to_string(&mut text)),
+        true => std::io::stdin().read_to_end(&mut bytes),
+        false => std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)),
     };
     read.map_err(Error::io(path, "read the list"))?;
-    let separator = if text.contains('\0') { '\0' } else { '\n' };
-    let lines = text.split(separator).map(|line| line.trim_end_matches('\r')).filter(|line| !line.is_empty());
-    let files: Vec<PathBuf> = lines.map(PathBuf::from).collect();
+    let separator = if bytes.contains(&0) { 0 } else { b'\n' };
+    let lines = bytes.split(|byte| *byte == separator).map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let files: Vec<PathBuf> =
+        lines.filter(|line| !line.is_empty()).map(|line| OsStr::from_bytes(line).into()).collect();
     if files.is_empty() {
         return Err(Error::bad_file(path, "the list names no file"));
     }
@@ -70,7 +73,7 @@ pub fn read_list(path: &Path) -> Result<Vec<PathBuf>> {
 pub fn collect(arguments: &[PathBuf], listed: &[PathBuf]) -> Result<Vec<Input>> {
     let mut inputs = Vec::new();
     for argument in arguments {
-        let name = || argument.file_name().unwrap_or(argument.as_os_str()).to_string_lossy().into_owned();
+        let name = || in_words(argument.file_name().unwrap_or(argument.as_os_str()));
         if argument.is_dir() {
             search(argument, &mut inputs)?;
         } else if argument.exists() || !is_pattern(argument) {
@@ -85,17 +88,28 @@ pub fn collect(arguments: &[PathBuf], listed: &[PathBuf]) -> Result<Vec<Input>> 
         } else {
             // Lists name files of many folders, so the whole line tells them apart.
             let plain: PathBuf = file.components().filter(|part| *part != Component::CurDir).collect();
-            add(&mut inputs, file.clone(), plain.to_string_lossy().into_owned(), None);
+            add(&mut inputs, file.clone(), in_words(plain.as_os_str()), None);
         }
     }
     let mut seen = HashSet::new();
-    inputs.retain(|input| seen.insert(stable_hash(input.absolute.as_os_str().as_encoded_bytes())));
+    inputs.retain(|input| seen.insert(stable_hash(input.absolute.as_bytes())));
     Ok(inputs)
+}
+
+/// A path as text; bytes that are not UTF-8 become `\xHH`, so that different paths stay different.
+pub fn in_words(path: &OsStr) -> String {
+    let mut text = String::new();
+    for chunk in path.as_bytes().utf8_chunks() {
+        text.push_str(chunk.valid());
+        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+    }
+    text
 }
 
 fn add(inputs: &mut Vec<Input>, path: PathBuf, name: String, problem: Option<String>) {
     let absolute =
         path.canonicalize().or_else(|_| std::path::absolute(&path)).unwrap_or_else(|_| path.clone());
+    let absolute = in_words(absolute.as_os_str());
     inputs.push(Input { path, name, absolute, problem });
 }
 
@@ -117,7 +131,7 @@ fn search(folder: &Path, inputs: &mut Vec<Input>) -> Result<()> {
                 (path, Some(format!("cannot read: {reason}")))
             }
         };
-        let name = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned();
+        let name = in_words(path.strip_prefix(folder).unwrap_or(&path).as_os_str());
         add(inputs, path, name, problem);
     }
     if inputs.len() == before {
@@ -151,7 +165,7 @@ fn expand(pattern: &Path, inputs: &mut Vec<Input>) -> Result<()> {
         if path.is_dir() {
             continue;
         }
-        let name = path.strip_prefix(&root).unwrap_or(&path).to_string_lossy().into_owned();
+        let name = in_words(path.strip_prefix(&root).unwrap_or(&path).as_os_str());
         add(inputs, path, name, problem);
     }
     if inputs.len() == before {
@@ -214,6 +228,9 @@ mod tests {
         assert_eq!(names(&[], &listed), ["day1/cam.mp4", "day2/cam.mp4"]);
         std::fs::write(&list, "with\nnewline.mp4\0b.mp4\0").unwrap();
         assert_eq!(names(&[], &read_list(&list).unwrap()), ["with\nnewline.mp4", "b.mp4"]);
+        // Names need not be UTF-8, and two that differ there only stay two.
+        std::fs::write(&list, b"caf\xe8.mp4\ncaf\xe9.mp4\n").unwrap();
+        assert_eq!(names(&[], &read_list(&list).unwrap()), ["caf\\xe8.mp4", "caf\\xe9.mp4"]);
         std::fs::write(&list, "\n\n").unwrap();
         assert!(read_list(&list).unwrap_err().to_string().contains("names no file"));
         assert!(read_list(&folder.path().join("none")).is_err());
@@ -224,7 +241,7 @@ mod tests {
         let input = |i: usize| Input {
             path: format!("{i}.mp4").into(),
             name: format!("{i}.mp4"),
-            absolute: format!("/{i}.mp4").into(),
+            absolute: format!("/{i}.mp4"),
             problem: None,
         };
         let mut sizes = [0; 7];

@@ -9,6 +9,7 @@ pub mod inputs;
 mod pool;
 mod worker;
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::frames::{
     DropCounts, Dropped, Duplicates, Filters, FrameMetadata, FrameWriter, InputRecord, Outcome,
-    PictureFormat, Region, Shape, fit, quality,
+    PictureFormat, Region, Shape, Spool, fit, quality,
 };
 use crate::rng::{self, stable_hash};
 use crate::video::Interlaced;
@@ -74,7 +75,14 @@ impl Job {
         mut sink: impl FnMut(Frame) -> std::io::Result<()>,
     ) -> std::io::Result<Findings> {
         let mut dropped = DropCounts::default();
-        let mut broken = None;
+        let broken = RefCell::new(None);
+        let give_up = |e: std::io::Error| {
+            *broken.borrow_mut() = Some(e);
+            Error::Mismatch("the frames have nowhere to go".into())
+        };
+        // Random frames wait until all are found: not in memory if they are many or large.
+        let random = matches!(self.strategy, Strategy::Random { .. });
+        let waiting = RefCell::new(Spool::new(&std::env::temp_dir()));
         let request = Request {
             path,
             name,
@@ -101,7 +109,7 @@ impl Job {
                 });
                 let rounded = |value: f32| (f64::from(value) * 1000.0).round() / 1000.0;
                 let metadata = FrameMetadata {
-                    source: path.display().to_string(),
+                    source: inputs::in_words(path.as_os_str()),
                     name: name.to_string(),
                     stream: info.stream,
                     pts: at.pts,
@@ -122,22 +130,28 @@ impl Job {
                     hash: format!("{:016x}", stable_hash(fitted.image.as_bytes())),
                 };
                 let perceptual_hash = quality.perceptual_hash;
-                Ok(Ok(Frame { metadata, picture: self.format.encode(&fitted.image)?, perceptual_hash }))
+                let picture = self.format.encode(&fitted.image)?;
+                if random {
+                    waiting.borrow_mut().push(&[], &picture, perceptual_hash).map_err(give_up)?;
+                    let number = waiting.borrow().frames().len() - 1;
+                    return Ok(Ok((Frame { metadata, picture: Vec::new(), perceptual_hash }, Some(number))));
+                }
+                Ok(Ok((Frame { metadata, picture, perceptual_hash }, None)))
             },
             |frame| {
                 match frame {
                     Err(reason) => dropped.add(reason),
-                    Ok(frame) => {
-                        if let Err(e) = sink(frame) {
-                            broken = Some(e);
-                            return Err(Error::Mismatch("the frames have nowhere to go".into()));
+                    Ok((mut frame, number)) => {
+                        if let Some(number) = number {
+                            frame.picture = waiting.borrow_mut().read(number).map_err(give_up)?.1;
                         }
+                        sink(frame).map_err(give_up)?;
                     }
                 }
                 Ok(())
             },
         );
-        if let Some(broken) = broken {
+        if let Some(broken) = broken.into_inner() {
             return Err(broken);
         }
         Ok(match sampled {
@@ -184,13 +198,13 @@ pub fn run(
     if let Some(duplicates) = &mut duplicates {
         seen.iter().for_each(|(hash, key)| duplicates.insert(*hash, stable_hash(key.as_bytes())));
     }
-    let todo: Vec<&Input> =
-        inputs.iter().filter(|i| !writer.is_done(&i.absolute.to_string_lossy())).collect();
+    let todo: Vec<&Input> = inputs.iter().filter(|i| !writer.is_done(&i.absolute)).collect();
     let keys = unique_keys(&todo, writer);
     let folder = writer.folder().to_path_buf();
     pool::in_order(
         todo.len(),
         options.workers,
+        stop,
         || pool::Slot::new(job, options.isolation.as_ref(), &folder, stop),
         |slot, index| slot.sample(todo[index]),
         |index, turn| {
@@ -214,9 +228,9 @@ pub fn run(
                 }
             }
             let record = InputRecord {
-                path: input.path.display().to_string(),
+                path: inputs::in_words(input.path.as_os_str()),
                 name: input.name.clone(),
-                absolute_path: input.absolute.to_string_lossy().into_owned(),
+                absolute_path: input.absolute.clone(),
                 key: key.clone(),
                 outcome: if skipped { Outcome::Skipped } else { Outcome::Ok },
                 reason: done.findings.problem,

@@ -39,7 +39,8 @@ pub struct Isolation {
 pub enum TimeLimit {
     /// The same for every file.
     Fixed(Duration),
-    /// A minute, and 50 s for each megabyte: no film is as slow as that, and a small hostile file ends soon.
+    /// A minute, and 50 s for each megabyte, at most six hours: no film is as slow as that, and a small hostile file ends
+    /// soon.
     BySize,
 }
 
@@ -47,7 +48,10 @@ impl TimeLimit {
     fn of(self, bytes: u64) -> Duration {
         match self {
             TimeLimit::Fixed(limit) => limit,
-            TimeLimit::BySize => Duration::from_secs(60) + Duration::from_micros(bytes.saturating_mul(50)),
+            TimeLimit::BySize => {
+                let by_size = Duration::from_secs(60) + Duration::from_micros(bytes.saturating_mul(50));
+                by_size.min(Duration::from_secs(6 * 3600))
+            }
         }
     }
 }
@@ -222,6 +226,10 @@ impl<'a> Worker<'a> {
                     sink(&json, &picture, perceptual_hash)?
                 }
                 Ok(Message::Done(findings)) => return Ok(Answer::Findings(findings)),
+                // Not the file's fault, so it must not be on record as skipped.
+                Ok(Message::Failed(why)) => {
+                    return Err(Error::Mismatch(format!("a worker process cannot go on: {why}")));
+                }
                 Err(_) if stop.load(Ordering::Relaxed) => return Ok(Answer::Stopped),
                 Err(e) if e.kind() == io::ErrorKind::TimedOut => return Ok(Answer::TimeOut),
                 Err(e) => return Ok(Answer::Died(e)),
@@ -315,10 +323,12 @@ impl Read for Messages<'_> {
 /// Does `work` for 0, 1... on several threads, each with a state of its own, and gives the results to `take` in this
 /// order, on this thread, until it returns false.
 ///
-/// At most four results per thread are in memory. Returns whether `take` never returned false.
+/// Threads begin nothing that lies more than [`window`] beyond what is taken. Returns whether `take` never returned false; if
+/// it did, fails or panics, `stop` is set, so that work can end early.
 pub(super) fn in_order<S, T: Send>(
     count: usize,
     threads: usize,
+    stop: &AtomicBool,
     new_state: impl Fn() -> S + Sync,
     work: impl Fn(&mut S, usize) -> T + Sync,
     mut take: impl FnMut(usize, T) -> Result<bool>,
@@ -333,13 +343,23 @@ pub(super) fn in_order<S, T: Send>(
     let changed = Condvar::new();
     let lock = || state.lock().expect("no thread panics while it holds the lock");
     let wait = |guard| changed.wait(guard).expect("no thread panics while it holds the lock");
+    let window = window(threads);
     std::thread::scope(|scope| {
+        // The scope waits for its threads on every way out, so they must be told on every way out.
+        let mut release = OnDrop {
+            armed: true,
+            action: || {
+                stop.store(true, Ordering::Relaxed);
+                lock().stop = true;
+                changed.notify_all();
+            },
+        };
         for _ in 0..threads.min(count) {
             scope.spawn(|| {
                 let mut own = new_state();
                 loop {
                     let mut now = lock();
-                    while !now.stop && now.started < count && now.started >= now.taken + 4 * threads {
+                    while !now.stop && now.started < count && now.started >= now.taken + window {
                         now = wait(now);
                     }
                     if now.stop || now.started == count {
@@ -367,22 +387,35 @@ pub(super) fn in_order<S, T: Send>(
             now.taken = index + 1;
             drop(now);
             changed.notify_all();
-            let stop = |()| {
-                lock().stop = true;
-                changed.notify_all();
-            };
-            let result = result.unwrap_or_else(|panic| {
-                stop(());
-                std::panic::resume_unwind(panic)
-            });
+            let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let go_on = take(index, result);
             if !matches!(go_on, Ok(true)) {
-                stop(());
                 return go_on;
             }
         }
+        release.armed = false;
         Ok(true)
     })
+}
+
+/// How many inputs may be begun or done beyond the one that is to be written next: enough that a long film does not leave
+/// the other threads idle at once, few enough for the number of files that a process may have open.
+fn window(threads: usize) -> usize {
+    (32 * threads).min(256).max(threads)
+}
+
+/// Does something at the end of its life, unless it was disarmed.
+struct OnDrop<F: FnMut()> {
+    armed: bool,
+    action: F,
+}
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        if self.armed {
+            (self.action)();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -403,6 +436,7 @@ mod tests {
             let all = in_order(
                 200,
                 threads,
+                &AtomicBool::new(false),
                 || (),
                 work,
                 |i, square| {
@@ -414,16 +448,18 @@ mod tests {
             assert!(all.unwrap());
             assert_eq!(seen, (0..200).map(|i| (i, i * i)).collect::<Vec<_>>());
         }
-        assert!(most.into_inner() <= 4 * 8 + 8);
+        assert!(most.into_inner() <= window(8));
     }
 
     #[test]
     fn an_error_while_writing_or_a_wish_to_stop_ends_the_work() {
         for stop in [true, false] {
             let started = AtomicUsize::new(0);
+            let told = AtomicBool::new(false);
             let result = in_order(
                 1_000_000,
                 4,
+                &told,
                 || (),
                 |_, _| started.fetch_add(1, Ordering::SeqCst),
                 |i, _| match i {
@@ -434,7 +470,78 @@ mod tests {
             );
             assert_eq!(result.is_err(), !stop);
             assert!(result.is_err() || !result.unwrap());
-            assert!(started.into_inner() < 100);
+            assert!(started.into_inner() < 300 && told.into_inner());
+        }
+    }
+
+    #[test]
+    fn a_panic_while_writing_ends_the_work_instead_of_waiting_for_ever() {
+        let told = AtomicBool::new(false);
+        let run = || in_order(1000, 3, &told, || (), |_, i| i, |i, _| Ok(i < 5 || panic!("a bug")));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+        assert!(told.into_inner());
+    }
+
+    /// What comes of two files if the worker is this shell script; it is given the files' names on its input.
+    fn by_script(script: &str) -> Vec<String> {
+        let job = Job {
+            seed: 0,
+            strategy: crate::video::sampler::Strategy::Keyframes,
+            streams: crate::video::sampler::Streams::Best,
+            interlaced: crate::video::Interlaced::Field,
+            shape: crate::frames::Shape {
+                width: 8,
+                height: 8,
+                fit: crate::frames::Fit::Crop,
+                colour: crate::frames::Colour::Grey,
+            },
+            format: crate::frames::PictureFormat::Png,
+            filters: Default::default(),
+        };
+        let isolation = Isolation {
+            program: "sh".into(),
+            arguments: vec!["-c".into(), format!("read job; {script}").into()],
+            time: TimeLimit::Fixed(Duration::from_secs(1)),
+            memory_bytes: 1 << 30,
+        };
+        let (folder, stop) = (tempfile::tempdir().unwrap(), AtomicBool::new(false));
+        let mut slot = Slot::new(&job, Some(&isolation), folder.path(), &stop);
+        let outcome = |name: &str| {
+            let path = PathBuf::from(name);
+            let input = Input { path: path.clone(), name: name.into(), absolute: name.into(), problem: None };
+            match slot.sample(&input).unwrap() {
+                Turn::Done(done) => done.findings.problem.unwrap_or_else(|| "ok".into()),
+                Turn::Stopped => "stopped".into(),
+            }
+        };
+        ["a", "b"].map(outcome).into()
+    }
+
+    #[test]
+    fn a_worker_that_crashes_hangs_or_answers_nonsense_costs_the_file_and_no_other() {
+        // Findings of a file that is fine, as the protocol has them: a tag, a length, JSON.
+        let fine = r#"{"problem":null,"codec":"x","damage":null,"dropped":{"small":0,"dark":0,"uniform":0,"blurred":0,"duplicate":0,"duplicate_across":0}}"#;
+        let length = format!("\\{:03o}\\{:03o}\\0\\0", fine.len() % 256, fine.len() / 256);
+        let done = format!(r"printf '\002{length}%s' '{fine}'");
+        assert_eq!(by_script(&format!("while read file; do {done}; done")), ["ok", "ok"]);
+        let crash = by_script("read file; kill -SEGV $$");
+        assert_eq!(crash, ["crashed the decoder (signal 11, segmentation fault)"; 2]);
+        assert_eq!(by_script("read file; sleep 60"), ["took longer than the time limit of 1 s"; 2]);
+        let words = by_script("read file; echo memory allocation of 9 bytes failed >&2; kill -ABRT $$");
+        assert_eq!(words, ["needs more memory than the limit of 1073 MB"; 2]);
+        // A worker that has done a file gets a second chance at the next, from a fresh worker.
+        let second = format!("read file; case $file in *97*) {done}; read file;; esac; kill -SEGV $$");
+        assert_eq!(by_script(&second), ["ok", "crashed the decoder (signal 11, segmentation fault)"]);
+        for nonsense in [
+            r"printf 'hello world, this is no message'",
+            // A frame of 2 bytes of JSON that is none, and one that claims 4 GB.
+            r"printf '\001\002\000\000\000\001\000\000\00012345678{xP'",
+            r"printf '\001\377\377\377\377\377\377\377\37712345678'",
+            r"printf '\002\377\377\377\377'",
+        ] {
+            for outcome in by_script(&format!("read file; {nonsense}; sleep 9")) {
+                assert!(outcome.starts_with("its worker process answered nonsense"), "{nonsense}: {outcome}");
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The first line in is the [`Job`]; every further one names a file. For each, frames go out as they are found, and
 //! then one message with the findings. libav may crash here, hang or ask for any amount of memory.
 
-use std::ffi::OsString;
+use std::ffi::{OsString, c_int};
 use std::io::{self, BufRead, BufWriter, Read, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Findings, Frame, Job};
+use crate::frames::FrameMetadata;
 
 /// A line to the worker.
 #[derive(Serialize, Deserialize)]
@@ -22,12 +23,23 @@ pub(super) struct Task {
 
 /// A message of the worker.
 pub(super) enum Message {
-    Frame { json: Vec<u8>, picture: Vec<u8>, perceptual_hash: u64 },
+    Frame {
+        json: Vec<u8>,
+        picture: Vec<u8>,
+        perceptual_hash: u64,
+    },
     Done(Findings),
+    /// The worker itself cannot go on, say because there is no room for temporary files.
+    Failed(String),
 }
+
+/// Longest JSON and longest picture that a worker sends.
+const MAX_JSON: u32 = 1 << 20;
+const MAX_PICTURE: u32 = 1 << 28;
 
 const FRAME: u8 = 1;
 const DONE: u8 = 2;
+const FAILED: u8 = 3;
 
 /// Serves requests until the standard input ends: what the hidden command `worker` does.
 ///
@@ -45,6 +57,7 @@ pub fn serve(memory_bytes: u64, parent: i32) -> io::Result<()> {
     let limit = |bytes: u64| Rlimit { current: Some(bytes), maximum: Some(bytes) };
     setrlimit(Resource::Core, limit(0))?;
     setrlimit(Resource::Data, limit(memory_bytes))?;
+    keep_memory();
     let mut lines = io::stdin().lock().lines();
     let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
     let Some(job) = lines.next() else { return Ok(()) };
@@ -52,14 +65,34 @@ pub fn serve(memory_bytes: u64, parent: i32) -> io::Result<()> {
     for line in lines {
         let task: Task = serde_json::from_str(&line?)?;
         let path = PathBuf::from(OsString::from_vec(task.path));
-        let findings = job.sample(&path, &task.name, |frame| write_frame(&mut out, &frame))?;
-        let findings = serde_json::to_vec(&findings)?;
-        out.write_all(&[DONE])?;
-        out.write_all(&(findings.len() as u32).to_le_bytes())?;
-        out.write_all(&findings)?;
+        let (tag, text) = match job.sample(&path, &task.name, |frame| write_frame(&mut out, &frame)) {
+            Ok(findings) => (DONE, serde_json::to_vec(&findings)?),
+            Err(e) => (FAILED, e.to_string().into_bytes()),
+        };
+        out.write_all(&[tag])?;
+        out.write_all(&(text.len() as u32).to_le_bytes())?;
+        out.write_all(&text)?;
         out.flush()?;
     }
     Ok(())
+}
+
+/// Has the allocator keep what is freed: every frame needs the same again, and to get pages from the system and give them
+/// back takes a tenth of the time of a small frame.
+fn keep_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const M_TRIM_THRESHOLD: c_int = -1;
+        const M_MMAP_THRESHOLD: c_int = -3;
+        unsafe extern "C" {
+            fn mallopt(parameter: c_int, value: c_int) -> c_int;
+        }
+        // SAFETY: glibc's own function; parameters are those of its malloc.h. If it refuses, all works as before.
+        unsafe {
+            mallopt(M_MMAP_THRESHOLD, 32 << 20);
+            mallopt(M_TRIM_THRESHOLD, 64 << 20);
+        }
+    }
 }
 
 fn write_frame(out: &mut impl Write, frame: &Frame) -> io::Result<()> {
@@ -72,15 +105,22 @@ fn write_frame(out: &mut impl Write, frame: &Frame) -> io::Result<()> {
     out.write_all(&frame.picture)
 }
 
-/// Reads the next message.
+fn nonsense(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// Reads the next message; [`io::ErrorKind::InvalidData`] if it is none.
 pub(super) fn read_message(from: &mut impl Read) -> io::Result<Message> {
     fn number(from: &mut impl Read) -> io::Result<u32> {
         let mut bytes = [0; 4];
         from.read_exact(&mut bytes)?;
         Ok(u32::from_le_bytes(bytes))
     }
-    // Grows as bytes arrive, since a worker that a file took over may claim any length.
-    fn bytes(from: &mut impl Read, length: u32) -> io::Result<Vec<u8>> {
+    // A worker that a file took over may claim any length.
+    fn bytes(from: &mut impl Read, length: u32, most: u32) -> io::Result<Vec<u8>> {
+        if length > most {
+            return Err(nonsense(format!("{length} bytes, at most {most} are sensible")));
+        }
         let mut bytes = Vec::new();
         let read = from.by_ref().take(length.into()).read_to_end(&mut bytes)?;
         if read < length as usize { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(bytes) }
@@ -92,13 +132,19 @@ pub(super) fn read_message(from: &mut impl Read) -> io::Result<Message> {
             let (json_length, picture_length) = (number(from)?, number(from)?);
             let mut hash = [0; 8];
             from.read_exact(&mut hash)?;
-            let (json, picture) = (bytes(from, json_length)?, bytes(from, picture_length)?);
+            let json = bytes(from, json_length, MAX_JSON)?;
+            let picture = bytes(from, picture_length, MAX_PICTURE)?;
+            serde_json::from_slice::<FrameMetadata>(&json).map_err(|e| nonsense(e.to_string()))?;
             Ok(Message::Frame { json, picture, perceptual_hash: u64::from_le_bytes(hash) })
         }
-        DONE => {
+        tag @ (DONE | FAILED) => {
             let length = number(from)?;
-            Ok(Message::Done(serde_json::from_slice(&bytes(from, length)?)?))
+            let findings = bytes(from, length, MAX_JSON)?;
+            if tag == FAILED {
+                return Ok(Message::Failed(String::from_utf8_lossy(&findings).into_owned()));
+            }
+            serde_json::from_slice(&findings).map(Message::Done).map_err(|e| nonsense(e.to_string()))
         }
-        other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("message {other} of a worker"))),
+        other => Err(nonsense(format!("there is no message {other}"))),
     }
 }

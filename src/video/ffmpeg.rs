@@ -61,6 +61,8 @@ pub struct VideoFile {
     damaged: bool,
     errors: u32,
     last_error: Option<String>,
+    /// Why the machine, and not the file, keeps more from being read: no memory, or the disk failed.
+    failed: Option<String>,
 }
 
 // SAFETY: every libav structure inside is owned by this value alone and libav ties none of them to a thread. The
@@ -140,6 +142,7 @@ impl VideoFile {
             damaged: false,
             errors: 0,
             last_error: None,
+            failed: None,
         };
         video.read_ahead();
         if video.info.usual_length == 0 {
@@ -253,6 +256,12 @@ impl VideoFile {
                     if e != ff::Error::Eof {
                         self.note(e);
                     }
+                    // SAFETY: plain fields of a valid context, whose reader is there while it is open. Unlike the error
+                    // of a demuxer, which may only dislike the file, this one is the system's.
+                    let disk = unsafe { (*self.input.as_ptr()).pb.as_ref().map_or(0, |reader| reader.error) };
+                    if disk < 0 && disk != ffi::AVERROR_EOF {
+                        self.failed = Some(format!("cannot be read on: {}", reason(ff::Error::from(disk))));
+                    }
                     self.packets.end();
                 }
             }
@@ -357,7 +366,18 @@ impl VideoFile {
         ffi::AVDiscard::AVDISCARD_DEFAULT
     }
 
+    /// Fails if the machine kept something from being read: then what was found is not what the file holds.
+    fn check(&self) -> Result<()> {
+        match &self.failed {
+            Some(problem) => Err(Error::bad_file(&self.path, problem.clone())),
+            None => Ok(()),
+        }
+    }
+
     fn note(&mut self, error: ff::Error) {
+        if error == (ff::Error::Other { errno: ff::error::ENOMEM }) {
+            self.failed = Some("needs more memory than it may take".into());
+        }
         self.damaged = true;
         self.errors = self.errors.saturating_add(1);
         self.last_error = Some(reason(error));
@@ -397,10 +417,13 @@ impl VideoSource for VideoFile {
         self.look_ahead();
         match std::mem::replace(&mut self.ahead, Ahead::Nothing) {
             Ahead::Frame(next) => self.current = Some(next),
-            _ if self.decoded == 0 => return Err(self.nothing()),
-            _ => return Ok(None),
+            _ => {
+                self.check()?;
+                return if self.decoded == 0 { Err(self.nothing()) } else { Ok(None) };
+            }
         }
         self.ahead = self.decode(None).into();
+        self.check()?;
         Ok(self.instant())
     }
 
@@ -458,6 +481,7 @@ impl VideoSource for VideoFile {
 
     fn seek(&mut self, pts: i64) -> Result<Instant> {
         self.go_to(pts)?;
+        self.check()?;
         self.instant().ok_or_else(|| self.nothing())
     }
 

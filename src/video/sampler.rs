@@ -4,6 +4,7 @@
 //! screen twice as long is twice as likely. Each video has a random stream of its own, named after the file, so that
 //! adding videos changes no other's frames.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::Path;
@@ -12,7 +13,7 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::ffmpeg::VideoFile;
-use super::still::Still;
+use super::still::{Opened, Still};
 use super::{Instant, Interlaced, Picture, VideoInfo, VideoSource};
 use crate::error::Result;
 use crate::rng;
@@ -101,35 +102,65 @@ pub struct Sampled {
 /// Random frames are remembered until all are found; others are emitted at once.
 ///
 /// # Errors
-/// If no frame of the file can be decoded or converted, or `keep` or `emit` fails.
+/// If no frame of the file can be decoded or converted, or `keep` or `emit` fails. Of several streams, those that cannot
+/// be used are only damage.
 pub fn sample_file<T>(
     request: &Request,
     mut keep: impl FnMut(&VideoInfo, Instant, Picture) -> Result<T>,
     mut emit: impl FnMut(T) -> Result<()>,
 ) -> Result<Sampled> {
-    if let Some(mut still) = Still::open(request.path)? {
-        let codec = still.info().codec.clone();
-        sample(&mut still, request, &mut keep, &mut emit)?;
-        return Ok(Sampled { codec, damage: None });
+    let mut damage: Option<(u32, String)> = None;
+    match Still::open(request.path)? {
+        Opened::Still(mut still) => {
+            let codec = still.info().codec.clone();
+            sample(&mut still, request, &mut keep, &mut emit)?;
+            return Ok(Sampled { codec, damage: None });
+        }
+        Opened::Damaged => damage = Some((1, "the picture breaks off or is garbled".into())),
+        Opened::Other => {}
     }
-    let mut video = VideoFile::open(request.path)?;
+    let video = VideoFile::open(request.path)?;
     let codec = video.info().codec.clone();
     let mut others = Vec::new();
     if request.streams == Streams::All {
         others = video.streams();
         others.retain(|&stream| stream != video.info().stream);
     }
-    let mut damage: Option<(u32, String)> = None;
-    let mut others = others.into_iter();
-    loop {
-        video.show(request.interlaced);
-        sample(&mut video, request, &mut keep, &mut emit)?;
-        if let Some((count, reason)) = video.damage() {
-            let before = damage.map_or(0, |(count, _)| count);
-            damage = Some((before.saturating_add(count), reason.to_string()));
+    let mut add = |count: u32, reason: String| {
+        let before = damage.as_ref().map_or(0, |(count, _)| *count);
+        damage = Some((before.saturating_add(count), reason));
+    };
+    let (emitted, sink_failed, mut first_problem) = (Cell::new(false), Cell::new(false), None);
+    let mut emit = |item| {
+        emitted.set(true);
+        emit(item).inspect_err(|_| sink_failed.set(true))
+    };
+    let streams: Vec<usize> = std::iter::once(video.info().stream).chain(others).collect();
+    let mut opened = Some(video);
+    for &stream in &streams {
+        let mut sample_stream = || {
+            let mut video = match opened.take() {
+                Some(video) => video,
+                None => VideoFile::open_stream(request.path, Some(stream))?,
+            };
+            video.show(request.interlaced);
+            let sampled = sample(&mut video, request, &mut keep, &mut emit);
+            if let Some((count, reason)) = video.damage() {
+                add(count, reason.to_string());
+            }
+            sampled
+        };
+        if let Err(problem) = sample_stream() {
+            if sink_failed.get() || streams.len() == 1 {
+                return Err(problem);
+            }
+            add(1, format!("stream {stream}: {problem}"));
+            first_problem.get_or_insert(problem);
         }
-        let Some(stream) = others.next() else { return Ok(Sampled { codec, damage }) };
-        video = VideoFile::open_stream(request.path, Some(stream))?;
+    }
+    match first_problem {
+        Some(problem) if !emitted.get() => Err(problem),
+        _ => Ok(Sampled { codec, damage }),
     }
 }
 

@@ -6,6 +6,10 @@ use std::path::Path;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use zune_core::bytestream::ZCursor;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::JpegDecoder;
+
 use super::{Instant, Orientation, Picture, VideoInfo, VideoSource};
 use crate::error::{Error, Result};
 
@@ -33,6 +37,23 @@ pub fn decode(bytes: &[u8]) -> image::ImageResult<DynamicImage> {
     Ok(image)
 }
 
+/// Whether a JPEG picture can be decoded to its last pixel.
+fn is_sound_jpeg(bytes: &[u8]) -> bool {
+    let side = MAX_SIDE as usize;
+    let options = DecoderOptions::default().set_strict_mode(true).set_max_width(side).set_max_height(side);
+    JpegDecoder::new_with_options(ZCursor::new(bytes), options).decode().is_ok()
+}
+
+/// What [`Still::open`] finds.
+pub enum Opened {
+    /// A still picture.
+    Still(Still),
+    /// A JPEG picture that breaks off or is garbled: libav shows as much of it as can be seen.
+    Damaged,
+    /// No picture of a known format for stills.
+    Other,
+}
+
 /// A still picture.
 pub struct Still {
     info: VideoInfo,
@@ -41,12 +62,16 @@ pub struct Still {
 }
 
 impl Still {
-    /// Opens a picture of a format for stills, known by its first bytes; `None` for everything else, GIF included,
-    /// which may move.
+    /// Opens a picture of a format for stills, known by its first bytes; [`Opened::Other`] is everything else, GIF included,
+    /// which may move, a stream of JPEG pictures, known by the ending `.mjpeg` or `.mjpg`.
     ///
     /// # Errors
     /// If the file cannot be read, or starts like a still picture and cannot be decoded.
-    pub fn open(path: &Path) -> Result<Option<Still>> {
+    pub fn open(path: &Path) -> Result<Opened> {
+        let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
+        if ending == "mjpeg" || ending == "mjpg" {
+            return Ok(Opened::Other);
+        }
         let mut file = File::open(path).map_err(Error::io(path, "read"))?;
         let mut bytes = Vec::new();
         file.by_ref().take(64).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
@@ -55,9 +80,12 @@ impl Still {
             Ok(ImageFormat::Png) => "png",
             Ok(ImageFormat::WebP) => "webp",
             Ok(ImageFormat::Bmp) => "bmp",
-            _ => return Ok(None),
+            _ => return Ok(Opened::Other),
         };
         file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
+        if codec == "jpeg" && !is_sound_jpeg(&bytes) {
+            return Ok(Opened::Damaged);
+        }
         let image = decode(&bytes);
         let image = image.map_err(|e| Error::bad_file(path, format!("cannot decode the picture: {e}")))?;
         let info = VideoInfo {
@@ -69,7 +97,7 @@ impl Still {
             first_pts: 0,
             end_pts: Some(1),
         };
-        Ok(Some(Still { info, image, shown: false }))
+        Ok(Opened::Still(Still { info, image, shown: false }))
     }
 
     const WHEN: Instant = Instant { pts: 0, seconds: 0.0, length: 1 };
@@ -125,15 +153,23 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         let half = image::RgbaImage::from_pixel(5, 3, image::Rgba([200, 100, 0, 128]));
         half.save(at("a.png")).unwrap();
-        let mut still = Still::open(&at("a.png")).unwrap().unwrap();
+        let Opened::Still(mut still) = Still::open(&at("a.png")).unwrap() else { panic!("it is one") };
         assert_eq!(still.advance().unwrap(), Some(Still::WHEN));
         assert_eq!(still.advance().unwrap(), None);
         let picture = still.picture().unwrap();
         assert_eq!((picture.image.dimensions(), picture.image.get_pixel(4, 2).0), ((5, 3), [100, 50, 0]));
         std::fs::write(at("b.png"), "text").unwrap();
-        assert!(Still::open(&at("b.png")).unwrap().is_none());
+        assert!(matches!(Still::open(&at("b.png")).unwrap(), Opened::Other));
         let whole = std::fs::read(at("a.png")).unwrap();
         std::fs::write(at("c.png"), &whole[..whole.len() - 30]).unwrap();
+        // A stream of JPEG pictures begins like one, and is a film all the same.
+        image::RgbImage::new(8, 8).save(at("d.jpg")).unwrap();
+        assert!(matches!(Still::open(&at("d.jpg")).unwrap(), Opened::Still(_)));
+        std::fs::copy(at("d.jpg"), at("d.MJPEG")).unwrap();
+        assert!(matches!(Still::open(&at("d.MJPEG")).unwrap(), Opened::Other));
+        let jpeg = std::fs::read(at("d.jpg")).unwrap();
+        std::fs::write(at("e.jpg"), &jpeg[..jpeg.len() - 10]).unwrap();
+        assert!(matches!(Still::open(&at("e.jpg")).unwrap(), Opened::Damaged));
         let error = Still::open(&at("c.png")).err().unwrap().to_string();
         assert!(error.contains("c.png") && error.contains("cannot decode"), "{error}");
     }

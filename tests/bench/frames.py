@@ -304,7 +304,9 @@ def least_psnr(path, temporary):
     least = math.inf
     for record, picture in samples(frames):
         select = f"select=eq(pts\\,{record['pts']})"
-        expected = ffmpeg("-threads", 1, "-copyts", "-i", path, "-map", f"0:{record['stream']}", "-vf", select, "-fps_mode", "passthrough", "-frames:v", 1, "-f", "rawvideo", "-pix_fmt", "rgb24", "-")  # fmt: skip
+        expected = ffmpeg("-threads", 1, "-copyts", "-i", path, "-map", f"0:{record['stream']}", "-vf", select, "-fps_mode", "passthrough", "-frames:v", 1, "-f", "rawvideo", "-pix_fmt", "rgba", "-")  # fmt: skip
+        colours, alpha = numpy.split(numpy.frombuffer(expected, "u1").reshape(-1, 4).astype("u2"), [3], axis=1)
+        expected = ((colours * alpha + 127) // 255).astype("u1").tobytes()  # over black
         seen = Image.open(picture).convert("RGB")
         if record["crop"]["width"] != width or record["crop"]["height"] != height:
             return "pixels not square"

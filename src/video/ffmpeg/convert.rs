@@ -39,7 +39,7 @@ struct Layout {
     alpha: bool,
     matrix: c_int,
     full_range: bool,
-    /// Of planar formats with an even height only.
+    /// Of heights that can be halved only.
     field: Option<Field>,
 }
 
@@ -56,12 +56,13 @@ impl Layout {
             return Err(format!("pixel format {format} of {width}x{height} is not known"));
         }
         // SAFETY: the format is in range, and the table has an entry or null for each.
-        let (flags, name) = unsafe {
+        let (flags, name, chroma_rows) = unsafe {
             let kind = std::mem::transmute::<c_int, ffi::AVPixelFormat>(format);
             let Some(description) = ffi::av_pix_fmt_desc_get(kind).as_ref() else {
                 return Err(format!("pixel format {format} is not known"));
             };
-            (description.flags, CStr::from_ptr(description.name).to_bytes())
+            let chroma_rows = 1 << description.log2_chroma_h;
+            (description.flags, CStr::from_ptr(description.name).to_bytes(), chroma_rows)
         };
         let square = |side: c_int, factor: f64| (f64::from(side) * factor).round() as c_int;
         let to = match aspect {
@@ -83,8 +84,9 @@ impl Layout {
         };
         let alpha = flags & u64::from(ffi::AV_PIX_FMT_FLAG_ALPHA as u32) != 0;
         let full_range = range == ffi::AVColorRange::AVCOL_RANGE_JPEG as c_int || name.starts_with(b"yuvj");
-        let planar = flags & u64::from(ffi::AV_PIX_FMT_FLAG_PLANAR as u32) != 0;
-        let field = field.filter(|_| planar && height % 4 == 0);
+        // Each field needs whole rows of every plane; a palette is no rows.
+        let palette = flags & u64::from(ffi::AV_PIX_FMT_FLAG_PAL as u32) != 0;
+        let field = field.filter(|_| !palette && height % (2 * chroma_rows) == 0);
         let rows = if field.is_some() { height / 2 } else { height };
         Ok(Layout { from: (format, width, rows), to, alpha, matrix, full_range, field })
     }

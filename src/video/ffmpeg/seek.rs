@@ -134,18 +134,21 @@ impl VideoFile {
     }
 
     /// Decodes every frame on the way to the one shown at `pts`, from the key frame at `landed` or, if decoding begins
-    /// only after `pts` there, from one before it.
+    /// only after `pts` there or not at all, from further and further back.
     fn walk(&mut self, pts: i64, mut landed: Option<i64>) -> Result<()> {
-        loop {
-            if self.current.is_none() {
-                self.advance()?;
-            }
-            match (landed, &self.current) {
-                (Some(key), Some(shot)) if shot.pts > pts => {
+        let mut back = 1;
+        while self.current.is_none() {
+            let found = self.advance();
+            match landed {
+                Some(key) if self.current.as_ref().is_none_or(|shot| shot.pts > pts) => {
                     self.current = None;
-                    landed = self.land(key.saturating_sub(1))?;
+                    landed = self.land(key.saturating_sub(back))?;
+                    back = back.saturating_mul(4).max((1.0 / self.info.time_base) as i64);
                 }
-                _ => break,
+                _ => {
+                    found?;
+                    break;
+                }
             }
         }
         self.look_ahead();
