@@ -13,6 +13,7 @@
 //! network  stages in order: forward, objective, gradients, whitening, checkpoints
 //! training replicas on threads update one set of weights, none waiting for another
 //! analysis what does each unit prefer?
+//! bench    how fast all this is on this machine
 //! report   one HTML file that shows it
 //! ```
 //!
@@ -33,6 +34,7 @@
 #![warn(missing_docs)]
 
 pub mod analysis;
+pub mod bench;
 pub mod config;
 pub mod dataset;
 pub mod error;

@@ -10,6 +10,7 @@ macro_rules! say {
     }};
 }
 
+mod bench;
 mod frames;
 mod info;
 mod report;
@@ -73,6 +74,7 @@ enum Command {
     Visualize(visualize::VisualizeArgs),
     Report(report::ReportArgs),
     Verify(verify::VerifyArgs),
+    Bench(bench::BenchArgs),
     Info(info::InfoArgs),
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
@@ -103,6 +105,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Visualize(args) => visualize::run(args, global)?,
         Command::Report(args) => report::run(args, global)?,
         Command::Verify(args) => verify::run(args, global)?,
+        Command::Bench(args) => bench::run(args, global)?,
         Command::Info(args) => info::run(args, global)?,
         Command::Worker(args) => return worker::run(args),
     }

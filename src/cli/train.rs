@@ -36,16 +36,21 @@ pub struct TrainArgs {
     /// Replace one setting, e.g. `training.rate=0.01` or `stages.2.maps=32`. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Threads; also the number of replicas where the config says 0. Default: one per core.
+    /// Threads in all, divided among the replicas. Default: one per core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Replicas that train at the same time, as `--set training.replicas=N`; 0 for one per thread.
+    #[arg(long, value_name = "N")]
+    replicas: Option<u16>,
     /// Continue the run in the folder, with the same settings; start it if there is none.
     #[arg(long)]
     resume: bool,
 }
 
 pub fn run(args: TrainArgs, global: Global) -> anyhow::Result<ExitCode> {
-    let config = RunConfig::load(&args.config, &args.overrides)?;
+    let mut overrides = args.overrides;
+    overrides.extend(args.replicas.map(|replicas| format!("training.replicas={replicas}")));
+    let config = RunConfig::load(&args.config, &overrides)?;
     let threads = global.use_threads(args.threads)?;
     check_folder(&args.out, args.resume)?;
     let store = FrameStore::open(&args.frames)?;

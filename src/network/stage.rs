@@ -239,13 +239,24 @@ impl Stage {
 
     /// Filtering and pooling: `a` and `h` from the stage's input.
     pub fn encode(&self, cpu: Cpu, input: &[f32], acts: &mut Activations) {
-        let Activations { rows, field, a, h, .. } = acts;
-        let (s, field) = (&self.shape, *field);
-        rows.each(a, s.filtered.row_len() * field.lanes, |row, a| {
+        self.filter(cpu, input, acts);
+        self.pool(cpu, acts);
+    }
+
+    /// Simple units: `a` from the stage's input.
+    pub fn filter(&self, cpu: Cpu, input: &[f32], acts: &mut Activations) {
+        let Activations { rows, field, a, .. } = acts;
+        rows.each(a, self.shape.filtered.row_len() * field.lanes, |row, a| {
             let block = self.blocks[row].read().expect("no replica panics");
             a.fill(0.0);
-            self.respond(cpu, field, row, &block.encoder, input, a);
+            self.respond(cpu, *field, row, &block.encoder, input, a);
         });
+    }
+
+    /// Complex units: `h` from `a`.
+    pub fn pool(&self, cpu: Cpu, acts: &mut Activations) {
+        let Activations { rows, field, a, h, .. } = acts;
+        let s = &self.shape;
         rows.each(h, s.pooled.row_len() * field.lanes, |row, h| {
             pool::pool_row(cpu, s, self.settings.epsilon as f32, a, row, h);
         });

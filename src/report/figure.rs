@@ -6,6 +6,7 @@ use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 use ndarray::ArrayView3;
 use plotters::prelude::*;
 
+use crate::bench;
 use crate::error::{Error, Result};
 
 /// Pixels between tiles of a grid.
@@ -171,6 +172,64 @@ pub fn curves(title: &str, x_name: &str, curves: &[Curve]) -> String {
                     .border_style(TRANSPARENT)
                     .draw()?;
             }
+            root.present()?;
+            Ok(())
+        };
+        draw().expect("drawing into a string cannot fail");
+    }
+    svg
+}
+
+/// Rate over arithmetic intensity, both logarithmic: each kernel on the most threads measured, below what the machine can do
+/// by its arithmetic and by its memory.
+pub fn roofline(report: &bench::Report) -> String {
+    let text = RGBColor(128, 128, 128);
+    let Some(peak) = report.peaks.last() else { return String::new() };
+    let here = report.entries.iter().filter(|entry| entry.threads == peak.threads);
+    let points: Vec<(&str, f64, f64)> =
+        here.filter_map(|e| Some((e.name.as_str(), e.intensity?, e.gflops?))).collect();
+    let roof = |x: f64| peak.gflops.min(x * peak.read_gb_per_second);
+    let most = points.iter().map(|p| p.1).fold(1000.0, f64::max) * 2.0;
+    let least = points.iter().map(|p| p.2).fold(peak.gflops, f64::min) / 3.0;
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, (760, 460)).into_drawing_area();
+        let draw = || -> std::result::Result<(), Box<dyn std::error::Error>> {
+            let caption = format!("{} on {} threads", report.cpu, peak.threads);
+            let mut chart = ChartBuilder::on(&root)
+                .caption(caption, ("sans-serif", 15).into_font().color(&text))
+                .margin(8)
+                .x_label_area_size(34)
+                .y_label_area_size(56)
+                .build_cartesian_2d((0.1..most).log_scale(), (least..peak.gflops * 1.6).log_scale())?;
+            chart
+                .configure_mesh()
+                .x_desc("FLOP for each byte that must move")
+                .y_desc("GFLOP/s")
+                .x_label_formatter(&label)
+                .y_label_formatter(&label)
+                .axis_style(text)
+                .bold_line_style(text.mix(0.25))
+                .light_line_style(TRANSPARENT)
+                .label_style(("sans-serif", 12).into_font().color(&text))
+                .draw()?;
+            let ridge = peak.gflops / peak.read_gb_per_second;
+            let line = [0.1, ridge, most].map(|x| (x, roof(x).max(least)));
+            chart.draw_series(LineSeries::new(line, text.stroke_width(2)))?;
+            for (number, (name, x, y)) in points.iter().enumerate() {
+                let colour = Palette99::pick(number).to_rgba();
+                chart
+                    .draw_series([Circle::new((*x, *y), 5, colour.filled())])?
+                    .label(*name)
+                    .legend(move |(x, y)| Circle::new((x + 7, y), 4, colour.filled()));
+            }
+            let style = ("sans-serif", 12).into_font().color(&text);
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::LowerLeft)
+                .label_font(style)
+                .border_style(TRANSPARENT)
+                .draw()?;
             root.present()?;
             Ok(())
         };

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::RunConfig;
 use crate::dataset::{Dataset, Shuffle, available_memory};
 use crate::error::{Error, Result};
-use crate::kernels::Cpu;
+use crate::kernels::{Cpu, Rows};
 use crate::network::checkpoint::{self, Checkpoint};
 use crate::network::preprocess::{Inputs, Whitening};
 use crate::network::{Network, training_bytes};
@@ -60,7 +60,7 @@ pub struct FramesUsed {
 pub struct Options<'a> {
     /// Seed of weights, order and everything else.
     pub seed: u64,
-    /// Replicas where the config leaves it open.
+    /// Threads in all, divided among replicas; as many replicas where the config leaves it open.
     pub threads: usize,
     /// Go on with the run in the folder, if there is one.
     pub resume: bool,
@@ -210,7 +210,7 @@ pub fn train(
     let phases = config.phases();
     let steps_before = state.step;
     while let Some((stages, steps)) = phases.get(state.phase) {
-        run.train_until_checkpoint(&mut state, stages, *steps, replicas, &watch)?;
+        run.train_until_checkpoint(&mut state, stages, *steps, (options.threads, replicas), &watch)?;
         if state.phase_step == *steps {
             state.phase += 1;
             state.phase_step = 0;
@@ -241,7 +241,7 @@ impl Run<'_> {
         state: &mut State,
         stages: &Range<usize>,
         steps: u64,
-        replicas: usize,
+        (threads, replicas): (usize, usize),
         watch: &(impl Fn(u64, Option<&LogLine>) + Sync),
     ) -> Result<()> {
         let training = &self.config.training;
@@ -260,8 +260,11 @@ impl Run<'_> {
             rate: training.rate * schedule(training, phase_step, steps),
             first_stage: stages.start,
         };
+        // What is left of the threads is shared out within each replica.
+        let each = threads / replicas;
+        let rows = if each > 1 { Rows::Shared } else { Rows::InTurn };
         let replica = || -> Result<()> {
-            let mut work = self.network.workspace(training.batch);
+            let mut work = self.network.workspace(training.batch).with_rows(rows);
             loop {
                 let interrupted = self.interrupted.load(Ordering::Relaxed) != 0;
                 if interrupted || stop.load(Ordering::Relaxed) || begun.elapsed() > until {
@@ -284,10 +287,14 @@ impl Run<'_> {
                 watch(at.step, line.as_ref());
             }
         };
+        let pools = (0..replicas).map(|_| rayon::ThreadPoolBuilder::new().num_threads(each.max(1)).build());
+        let pools = pools.collect::<std::result::Result<Vec<_>, _>>();
+        let pools = pools.map_err(|e| Error::Mismatch(format!("cannot start threads: {e}")))?;
         std::thread::scope(|scope| {
-            for _ in 0..replicas {
+            for pool in &pools {
                 scope.spawn(|| {
-                    if let Err(error) = replica() {
+                    let outcome = if each > 1 { pool.install(&replica) } else { replica() };
+                    if let Err(error) = outcome {
                         stop.store(true, Ordering::Relaxed);
                         failed.lock().expect("no replica panics").get_or_insert(error);
                     }

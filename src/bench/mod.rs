@@ -1,0 +1,318 @@
+//! Measures this machine, each kernel, and steps of training, side by side.
+//!
+//! A fraction of peak compares medians taken in turn: a burst of multiply-adds in registers, the thing measured, another
+//! burst. FLOPs are those of filtering alone, `2 x products x connections x batch`; pooling, normalisation and updates cost
+//! time and count none.
+
+mod machine;
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use ndarray_rand::rand_distr::{Distribution, StandardNormal};
+use serde::Serialize;
+
+use crate::config::{Objective, Optimiser, Preprocess, RunConfig, Training};
+use crate::error::{Error, Result};
+use crate::geometry::{Kind, StageShape};
+use crate::kernels::{Cpu, Rows, lanes_for};
+use crate::network::{Network, Stage, Unit, WeightUpdate, Workspace};
+use crate::rng;
+use crate::training::optimiser::Step;
+
+/// One line of the result.
+#[derive(Debug, Clone, Serialize)]
+pub struct Entry {
+    /// What: `kernel/...`, `step/...`, `network/...` or `stimulus/...`.
+    pub name: String,
+    /// Threads that worked on it.
+    pub threads: usize,
+    /// Median rate of filtering arithmetic, where it does any.
+    pub gflops: Option<f64>,
+    /// That over the median peak measured in turn with it.
+    pub fraction_of_peak: Option<f64>,
+    /// Pictures in a second, where it works on whole pictures.
+    pub images_per_second: Option<f64>,
+    /// Median time of one run.
+    pub milliseconds: f64,
+    /// FLOPs for each byte that it must at least move: what a roofline is drawn over.
+    pub intensity: Option<f64>,
+}
+
+/// What the machine can do with some number of threads.
+#[derive(Debug, Clone, Serialize)]
+pub struct Peak {
+    /// Threads.
+    pub threads: usize,
+    /// Median of all bursts of multiply-adds in registers.
+    pub gflops: f64,
+    /// Reading from memory.
+    pub read_gb_per_second: f64,
+    /// Reading and writing back; both directions counted.
+    pub update_gb_per_second: f64,
+}
+
+/// All that was measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Instruction set.
+    pub cpu: String,
+    /// Clock by a chain of dependent additions.
+    pub clock_ghz: Option<f64>,
+    /// Lanes of the minibatch.
+    pub batch: usize,
+    /// For each number of threads.
+    pub peaks: Vec<Peak>,
+    /// In the order in which they were measured.
+    pub entries: Vec<Entry>,
+}
+
+/// What to measure.
+pub struct Options<'a> {
+    /// Numbers of threads to try.
+    pub threads: Vec<usize>,
+    /// Pictures in a minibatch.
+    pub batch: usize,
+    /// Only entries whose names contain one of these; all if there are none.
+    pub only: &'a [String],
+    /// Time for each entry, in seconds; at least three runs are made.
+    pub seconds: f64,
+}
+
+/// Least runs of which the median counts.
+const LEAST_RUNS: usize = 3;
+/// Length of a burst that measures the peak.
+const BURST_MS: f64 = 15.0;
+
+struct Bench<'a> {
+    cpu: Cpu,
+    options: &'a Options<'a>,
+    threads: usize,
+    bursts: Vec<f64>,
+    entries: Vec<Entry>,
+    watch: &'a (dyn Fn(&Entry) + Sync),
+}
+
+/// What a run of an entry amounts to.
+#[derive(Default, Clone, Copy)]
+struct Work {
+    flops: f64,
+    images: f64,
+    bytes: f64,
+}
+
+/// Measures the stages of a network and the whole; `watch` sees each entry when it is done.
+///
+/// # Errors
+/// `STRIATE_CPU` asks for what this machine lacks, or threads cannot be started.
+pub fn run(config: &RunConfig, options: &Options, watch: impl Fn(&Entry) + Sync) -> Result<Report> {
+    let cpu = Cpu::detect()?;
+    let (mut peaks, mut entries) = (Vec::new(), Vec::new());
+    for &threads in &options.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = pool.map_err(|e| Error::Mismatch(format!("cannot start {threads} threads: {e}")))?;
+        let mut bench =
+            Bench { cpu, options, threads, bursts: Vec::new(), entries: Vec::new(), watch: &watch };
+        let (read, update) = pool.install(|| {
+            bench.stages(config)?;
+            bench.network(config)?;
+            bench.bursts.push(machine::fma_peak(cpu, BURST_MS));
+            Ok::<_, Error>(machine::memory_bandwidth(cpu))
+        })?;
+        let gflops = median(&mut bench.bursts);
+        peaks.push(Peak { threads, gflops, read_gb_per_second: read, update_gb_per_second: update });
+        entries.append(&mut bench.entries);
+    }
+    let (clock_ghz, cpu) = (machine::clock_ghz(), cpu.name().to_string());
+    Ok(Report { cpu, clock_ghz, batch: options.batch, peaks, entries })
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Leaves the weights alone.
+struct Discard;
+
+impl WeightUpdate for Discard {
+    fn encoder(&self, _: usize, _: &mut [f32], _: &mut [f32], gradient: &mut [f32]) {
+        black_box(gradient);
+    }
+    fn decoder(&self, _: usize, _: &mut [f32], _: &mut [f32], gradient: &mut [f32]) {
+        black_box(gradient);
+    }
+}
+
+impl Bench<'_> {
+    fn wants(&self, name: &str) -> bool {
+        self.options.only.is_empty() || self.options.only.iter().any(|part| name.contains(part))
+    }
+
+    /// Times `work` in turn with the peak.
+    fn measure(&mut self, name: String, what: Work, mut work: impl FnMut()) {
+        if !self.wants(&name) {
+            return;
+        }
+        work(); // brings memory in and threads up
+        let (mut seconds, mut peaks) = (Vec::new(), vec![machine::fma_peak(self.cpu, BURST_MS)]);
+        let begun = Instant::now();
+        while seconds.len() < LEAST_RUNS || begun.elapsed().as_secs_f64() < self.options.seconds {
+            let start = Instant::now();
+            work();
+            seconds.push(start.elapsed().as_secs_f64());
+            peaks.push(machine::fma_peak(self.cpu, BURST_MS));
+        }
+        self.bursts.extend(&peaks);
+        let (time, peak) = (median(&mut seconds), median(&mut peaks));
+        let positive = |x: f64| (x > 0.0).then_some(x);
+        let entry = Entry {
+            name,
+            threads: self.threads,
+            gflops: positive(what.flops / time / 1e9),
+            fraction_of_peak: positive(what.flops / time / 1e9 / peak),
+            images_per_second: positive(what.images / time),
+            milliseconds: 1e3 * time,
+            intensity: positive(what.flops).map(|flops| flops / what.bytes),
+        };
+        (self.watch)(&entry);
+        self.entries.push(entry);
+    }
+
+    /// Each stage by itself, on random input of its size.
+    fn stages(&mut self, config: &RunConfig) -> Result<()> {
+        for (index, shape) in config.shapes().into_iter().enumerate() {
+            let number = index + 1;
+            if !["kernel/", "step/"].iter().any(|kind| {
+                let names = [
+                    "filter",
+                    "transpose",
+                    "learn",
+                    "pool",
+                    "pool-gradient",
+                    "lcn",
+                    "lcn-gradient",
+                    "sgd",
+                    "recipe",
+                ];
+                names.iter().any(|name| self.wants(&format!("{kind}stage{number}/{name}")))
+            }) {
+                continue;
+            }
+            for optimiser in [Optimiser::Sgd, Optimiser::Adagrad] {
+                let alone = alone(config, index, &shape, optimiser);
+                let network = Network::new(&alone, 1)?;
+                let mut work = random_input(&network, self.options.batch);
+                if optimiser == Optimiser::Sgd {
+                    self.kernels(number, &network, &mut work);
+                }
+                self.step(number, &alone, &network, &mut work);
+            }
+        }
+        Ok(())
+    }
+
+    fn kernels(&mut self, number: usize, network: &Network, work: &mut Workspace) {
+        let (cpu, stage, batch) = (self.cpu, &network.stages[0], self.options.batch);
+        let product = product(stage, batch);
+        let name = |kernel: &str| format!("kernel/stage{number}/{kernel}");
+        let Workspace { input, stages, pictures, .. } = work;
+        let acts = &mut stages[0];
+        self.measure(name("filter"), product, || stage.filter(cpu, input, acts));
+        self.measure(name("pool"), Work::default(), || stage.pool(cpu, acts));
+        self.measure(name("lcn"), Work::default(), || stage.normalise(cpu, acts, *pictures));
+        self.measure(name("transpose"), product, || stage.decode(cpu, input, acts));
+        acts.dy.copy_from_slice(&acts.y);
+        acts.dh.fill(1e-3);
+        self.measure(name("lcn-gradient"), Work::default(), || stage.normalisation_gradient(cpu, acts));
+        acts.dh.fill(1e-3);
+        self.measure(name("pool-gradient"), Work::default(), || stage.pooling_gradient(cpu, acts));
+        acts.da.fill(1e-3);
+        // Through the decoder, and both gradients of weights.
+        let three = Work { flops: 3.0 * product.flops, bytes: 2.0 * product.bytes, ..product };
+        self.measure(name("weight-gradients"), three, || stage.learn(cpu, input, acts, None, &Discard));
+    }
+
+    fn step(&mut self, number: usize, config: &RunConfig, network: &Network, work: &mut Workspace) {
+        let Work { flops, bytes, .. } = product(&network.stages[0], self.options.batch);
+        let kind = if config.training.optimiser == Optimiser::Sgd { "sgd" } else { "recipe" };
+        let what = Work { flops: 5.0 * flops, images: self.options.batch as f64, bytes: 4.0 * bytes };
+        let update = Step::new(self.cpu, &config.training, 1e-3);
+        self.measure(format!("step/stage{number}/local-{kind}"), what, || {
+            black_box(network.learn(work, 0..1, Objective::Local, &update));
+        });
+    }
+
+    /// The whole network: training in its own mode, inference, and a step of the search for a stimulus.
+    fn network(&mut self, config: &RunConfig) -> Result<()> {
+        let objective = config.training.objective;
+        let names =
+            [format!("network/{}", objective.name()), "network/inference".into(), "stimulus/step".into()];
+        if !names.iter().any(|name| self.wants(name)) {
+            return Ok(());
+        }
+        let network = Network::new(config, 1)?;
+        let (count, batch) = (network.stages.len(), self.options.batch);
+        let mut work = random_input(&network, batch);
+        let mut what = Work { images: batch as f64, ..Work::default() };
+        for (index, stage) in network.stages.iter().enumerate() {
+            let one = product(stage, batch);
+            let products = if objective == Objective::Local || index == 0 { 5.0 } else { 6.0 };
+            what.flops += products * one.flops;
+            what.bytes += 4.0 * one.bytes;
+        }
+        let update = Step::new(self.cpu, &config.training, 1e-3);
+        let [train, infer, stimulus] = names;
+        self.measure(train, what, || {
+            black_box(network.learn(&mut work, 0..count, objective, &update));
+        });
+        let encode: f64 = network.stages.iter().map(|stage| product(stage, batch).flops).sum();
+        let bytes: f64 = network.stages.iter().map(|stage| product(stage, batch).bytes).sum();
+        let inference = Work { flops: encode, bytes, ..what };
+        self.measure(infer, inference, || network.forward(&mut work, count - 1));
+        let unit = Unit { map: 0, row: 0, col: 0 };
+        let both = Work { flops: 2.0 * encode, bytes: 2.0 * bytes, images: 0.0 };
+        self.measure(stimulus, both, || {
+            network.forward(&mut work, count - 1);
+            network.input_gradient(&mut work, count - 1, Kind::H, &vec![unit; batch]);
+        });
+        Ok(())
+    }
+}
+
+/// One product of filtering with all weights of a stage; bytes of the weights, the input and the responses.
+fn product(stage: &Stage, batch: usize) -> Work {
+    let (s, lanes) = (&stage.shape, lanes_for(batch));
+    let numbers = s.connections() as f64 + (lanes * (s.input.len() + s.filtered.len())) as f64;
+    Work { flops: 2.0 * s.connections() as f64 * batch as f64, images: batch as f64, bytes: 4.0 * numbers }
+}
+
+/// A network of one stage of another, trained with plain SGD or with the config's recipe.
+fn alone(config: &RunConfig, index: usize, shape: &StageShape, optimiser: Optimiser) -> RunConfig {
+    let mut alone = config.clone();
+    alone.stages = vec![config.stages[index].clone()];
+    (alone.input.channels, alone.input.height, alone.input.width) =
+        (shape.input.channels, shape.input.rows, shape.input.cols);
+    alone.input.preprocess = Preprocess::None;
+    alone.training.optimiser = optimiser;
+    if optimiser == Optimiser::Sgd {
+        let plain = Training {
+            decoder_norm_bound: 0.0,
+            encoder_decay: 0.0,
+            max_step: 0.0,
+            rate: 1e-6,
+            ..alone.training
+        };
+        alone.training = plain;
+    }
+    alone
+}
+
+fn random_input(network: &Network, batch: usize) -> Workspace {
+    let rows = if rayon::current_num_threads() > 1 { Rows::Shared } else { Rows::InTurn };
+    let mut work = network.workspace(batch).with_rows(rows);
+    work.start(batch);
+    let mut rng = rng::stream(1, "bench", 0);
+    work.input.iter_mut().for_each(|x| *x = StandardNormal.sample(&mut rng));
+    work
+}
