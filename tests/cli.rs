@@ -72,6 +72,8 @@ const FAILURES: &[Failure] = &[
     ("--set of a section", "info tiny.toml --set stages=3", 2, &["--set", "stages=3", "one setting"]),
     ("--set of an unknown key", "info tiny.toml --set learning_rate=3", 2, &["learning_rate", "`training.rate`"]),
     ("greedy with a joint objective", "info tiny.toml --set training.objective=joint-full", 2, &["joint-full", "together"]),
+    ("bench of what does not fit", "bench --set input.height=8000 --set input.width=8000 --set input.preprocess=none --only network", 1, &["GB"]),
+    ("bench without threads", "bench --threads 0", 2, &["--threads", "1..="]),
     ("sync with several replicas", "info tiny.toml --set training.mode=sync", 2, &["training.mode", "replicas = 1"]),
     ("zca of large pictures", "info tiny.toml --set input.preprocess=zca --set input.height=300 --set input.width=300", 2, &["input.preprocess", "90000", "conv"]),
     ("--set on frames", "info f --set training.rate=1", 2, &["--set", "config file"]),
@@ -494,6 +496,36 @@ fn all_is_well_from_videos_to_pictures_and_stdout_is_one_json_object() {
     let again =
         json(dir, &format!("train {config} --frames f --out run --set training.steps=[20,10] --resume"));
     assert!(again["finished"] == true && snapshot(&dir.join("run/checkpoints")) == before, "{again}");
+}
+
+#[test]
+fn bench_gives_one_object_with_rates_and_the_peaks_that_they_are_shares_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let svg = folder.path().join("roof.svg");
+    let report =
+        json(folder.path(), "bench --seconds 0 --threads 1,2 --svg roof.svg --set training.batch=16");
+    let peaks = report["peaks"].as_array().unwrap();
+    assert!(peaks.len() == 2 && peaks.iter().all(|peak| peak["gflops"].as_f64().unwrap() > 0.1), "{report}");
+    let entries = report["entries"].as_array().unwrap();
+    for kind in [
+        "kernel/stage3/filter",
+        "step/stage1/local-recipe",
+        "network/local",
+        "network/inference",
+        "stimulus/step",
+    ] {
+        for threads in [1, 2] {
+            let found = entries.iter().find(|e| e["name"] == kind && e["threads"] == threads);
+            let entry = found.unwrap_or_else(|| panic!("no {kind} on {threads} threads"));
+            let (rate, share) =
+                (entry["gflops"].as_f64().unwrap(), entry["fraction_of_peak"].as_f64().unwrap());
+            assert!(rate > 0.0 && share > 0.0 && entry["milliseconds"].as_f64().unwrap() > 0.0, "{entry}");
+        }
+    }
+    assert!(fs::read_to_string(svg).unwrap().contains("kernel/stage1/filter"));
+    let some = json(folder.path(), "bench --seconds 0 --threads 1 --only stage2/lcn");
+    let names: Vec<_> = some["entries"].as_array().unwrap().iter().map(|e| e["name"].clone()).collect();
+    assert_eq!(names, ["kernel/stage2/lcn", "kernel/stage2/lcn-gradient"]);
 }
 
 #[test]

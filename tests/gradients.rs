@@ -6,9 +6,11 @@ use rand::Rng;
 
 use striate::config::{Objective, RunConfig};
 use striate::geometry::Kind;
+use striate::kernels::Rows;
 use striate::network::plain::PlainNetwork;
 use striate::network::{Network, Unit, WeightUpdate, Weights};
 use striate::rng;
+use striate::training::optimiser::Step;
 
 /// Two stages with everything that gradients can trip over: strides, an uncovered row, coverage, no normalisation in the
 /// first stage's place of the second config, borders counted as zero.
@@ -115,6 +117,31 @@ fn weight_gradients_meet_central_differences_in_every_mode() {
                     );
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn threads_that_share_the_rows_of_a_replica_change_no_bit() {
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    for (number, config) in configs().iter().enumerate() {
+        let mut rng = rng::stream(7, "rows", number as u64);
+        let pictures = Array4::from_shape_simple_fn((20, 3, 12, 10), || StandardNormal.sample(&mut rng));
+        for mode in Objective::ALL {
+            let learn = |rows: Rows| {
+                let network = Network::new(config, 3).unwrap();
+                let mut work = network.workspace(20).with_rows(rows);
+                work.load(pictures.view());
+                let step = Step::new(network.cpu, &config.training, 1.0);
+                let losses: Vec<_> = (0..3).map(|_| network.learn(&mut work, 0..2, mode, &step)).collect();
+                network.forward(&mut work, 1);
+                network.input_gradient(&mut work, 1, Kind::Y, &[Unit { map: 1, row: 0, col: 0 }; 20]);
+                let gradient = work.unpack(&work.input_gradient, network.input);
+                (losses, weights(&network), gradient)
+            };
+            let alone = learn(Rows::InTurn);
+            assert!(alone.2.iter().any(|x| *x != 0.0));
+            assert!(threads.install(|| learn(Rows::Shared)) == alone, "config {number}, {}", mode.name());
         }
     }
 }

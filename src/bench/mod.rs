@@ -18,6 +18,7 @@ use crate::geometry::{Kind, StageShape};
 use crate::kernels::{Cpu, Rows, lanes_for};
 use crate::network::{Network, Stage, Unit, WeightUpdate, Workspace};
 use crate::rng;
+use crate::training::check_memory;
 use crate::training::optimiser::Step;
 
 /// One line of the result.
@@ -71,14 +72,15 @@ pub struct Report {
 pub struct Options<'a> {
     /// Numbers of threads to try.
     pub threads: Vec<usize>,
-    /// Pictures in a minibatch.
-    pub batch: usize,
     /// Only entries whose names contain one of these; all if there are none.
     pub only: &'a [String],
     /// Time for each entry, in seconds; at least three runs are made.
     pub seconds: f64,
 }
 
+/// What is measured of each stage.
+const KERNELS: [&str; 7] =
+    ["filter", "pool", "lcn", "transpose", "lcn-gradient", "pool-gradient", "weight-gradients"];
 /// Least runs of which the median counts.
 const LEAST_RUNS: usize = 3;
 /// Length of a burst that measures the peak.
@@ -87,6 +89,7 @@ const BURST_MS: f64 = 15.0;
 struct Bench<'a> {
     cpu: Cpu,
     options: &'a Options<'a>,
+    batch: usize,
     threads: usize,
     bursts: Vec<f64>,
     entries: Vec<Entry>,
@@ -104,15 +107,22 @@ struct Work {
 /// Measures the stages of a network and the whole; `watch` sees each entry when it is done.
 ///
 /// # Errors
-/// `STRIATE_CPU` asks for what this machine lacks, or threads cannot be started.
+/// `STRIATE_CPU` asks for what this machine lacks, threads cannot be started, or what is to be measured does not fit in memory.
 pub fn run(config: &RunConfig, options: &Options, watch: impl Fn(&Entry) + Sync) -> Result<Report> {
     let cpu = Cpu::detect()?;
     let (mut peaks, mut entries) = (Vec::new(), Vec::new());
     for &threads in &options.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::Mismatch(format!("cannot start {threads} threads: {e}")))?;
-        let mut bench =
-            Bench { cpu, options, threads, bursts: Vec::new(), entries: Vec::new(), watch: &watch };
+        let mut bench = Bench {
+            cpu,
+            options,
+            batch: config.training.batch,
+            threads,
+            bursts: Vec::new(),
+            entries: Vec::new(),
+            watch: &watch,
+        };
         let (read, update) = pool.install(|| {
             bench.stages(config)?;
             bench.network(config)?;
@@ -124,7 +134,7 @@ pub fn run(config: &RunConfig, options: &Options, watch: impl Fn(&Entry) + Sync)
         entries.append(&mut bench.entries);
     }
     let (clock_ghz, cpu) = (machine::clock_ghz(), cpu.name().to_string());
-    Ok(Report { cpu, clock_ghz, batch: options.batch, peaks, entries })
+    Ok(Report { cpu, clock_ghz, batch: config.training.batch, peaks, entries })
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -183,26 +193,16 @@ impl Bench<'_> {
     fn stages(&mut self, config: &RunConfig) -> Result<()> {
         for (index, shape) in config.shapes().into_iter().enumerate() {
             let number = index + 1;
-            if !["kernel/", "step/"].iter().any(|kind| {
-                let names = [
-                    "filter",
-                    "transpose",
-                    "learn",
-                    "pool",
-                    "pool-gradient",
-                    "lcn",
-                    "lcn-gradient",
-                    "sgd",
-                    "recipe",
-                ];
-                names.iter().any(|name| self.wants(&format!("{kind}stage{number}/{name}")))
-            }) {
+            let kernels = KERNELS.map(|kernel| format!("kernel/stage{number}/{kernel}"));
+            let steps = ["sgd", "recipe"].map(|kind| format!("step/stage{number}/local-{kind}"));
+            if !kernels.iter().chain(&steps).any(|name| self.wants(name)) {
                 continue;
             }
             for optimiser in [Optimiser::Sgd, Optimiser::Adagrad] {
                 let alone = alone(config, index, &shape, optimiser);
+                check_memory(&alone, 1)?;
                 let network = Network::new(&alone, 1)?;
-                let mut work = random_input(&network, self.options.batch);
+                let mut work = random_input(&network, self.batch);
                 if optimiser == Optimiser::Sgd {
                     self.kernels(number, &network, &mut work);
                 }
@@ -213,30 +213,31 @@ impl Bench<'_> {
     }
 
     fn kernels(&mut self, number: usize, network: &Network, work: &mut Workspace) {
-        let (cpu, stage, batch) = (self.cpu, &network.stages[0], self.options.batch);
+        let (cpu, stage, batch) = (self.cpu, &network.stages[0], self.batch);
         let product = product(stage, batch);
-        let name = |kernel: &str| format!("kernel/stage{number}/{kernel}");
+        let [filter, pool, lcn, transpose, lcn_gradient, pool_gradient, weight_gradients] =
+            KERNELS.map(|kernel| format!("kernel/stage{number}/{kernel}"));
         let Workspace { input, stages, pictures, .. } = work;
         let acts = &mut stages[0];
-        self.measure(name("filter"), product, || stage.filter(cpu, input, acts));
-        self.measure(name("pool"), Work::default(), || stage.pool(cpu, acts));
-        self.measure(name("lcn"), Work::default(), || stage.normalise(cpu, acts, *pictures));
-        self.measure(name("transpose"), product, || stage.decode(cpu, input, acts));
+        self.measure(filter, product, || stage.filter(cpu, input, acts));
+        self.measure(pool, Work::default(), || stage.pool(cpu, acts));
+        self.measure(lcn, Work::default(), || stage.normalise(cpu, acts, *pictures));
+        self.measure(transpose, product, || stage.decode(cpu, input, acts));
         acts.dy.copy_from_slice(&acts.y);
         acts.dh.fill(1e-3);
-        self.measure(name("lcn-gradient"), Work::default(), || stage.normalisation_gradient(cpu, acts));
+        self.measure(lcn_gradient, Work::default(), || stage.normalisation_gradient(cpu, acts));
         acts.dh.fill(1e-3);
-        self.measure(name("pool-gradient"), Work::default(), || stage.pooling_gradient(cpu, acts));
+        self.measure(pool_gradient, Work::default(), || stage.pooling_gradient(cpu, acts));
         acts.da.fill(1e-3);
         // Through the decoder, and both gradients of weights.
         let three = Work { flops: 3.0 * product.flops, bytes: 2.0 * product.bytes, ..product };
-        self.measure(name("weight-gradients"), three, || stage.learn(cpu, input, acts, None, &Discard));
+        self.measure(weight_gradients, three, || stage.learn(cpu, input, acts, None, &Discard));
     }
 
     fn step(&mut self, number: usize, config: &RunConfig, network: &Network, work: &mut Workspace) {
-        let Work { flops, bytes, .. } = product(&network.stages[0], self.options.batch);
+        let Work { flops, bytes, .. } = product(&network.stages[0], self.batch);
         let kind = if config.training.optimiser == Optimiser::Sgd { "sgd" } else { "recipe" };
-        let what = Work { flops: 5.0 * flops, images: self.options.batch as f64, bytes: 4.0 * bytes };
+        let what = Work { flops: 5.0 * flops, images: self.batch as f64, bytes: 4.0 * bytes };
         let update = Step::new(self.cpu, &config.training, 1e-3);
         self.measure(format!("step/stage{number}/local-{kind}"), what, || {
             black_box(network.learn(work, 0..1, Objective::Local, &update));
@@ -251,8 +252,9 @@ impl Bench<'_> {
         if !names.iter().any(|name| self.wants(name)) {
             return Ok(());
         }
+        check_memory(config, 1)?;
         let network = Network::new(config, 1)?;
-        let (count, batch) = (network.stages.len(), self.options.batch);
+        let (count, batch) = (network.stages.len(), self.batch);
         let mut work = random_input(&network, batch);
         let mut what = Work { images: batch as f64, ..Work::default() };
         for (index, stage) in network.stages.iter().enumerate() {

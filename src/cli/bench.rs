@@ -23,9 +23,9 @@ Examples:
 GFLOP/s count the arithmetic of filtering only; a fraction of peak compares medians measured in turn with
 multiply-adds in registers, on the same threads.")]
 pub struct BenchArgs {
-    /// Settings whose stages are measured.
-    #[arg(long, default_value = "configs/small.toml")]
-    config: PathBuf,
+    /// Settings whose stages are measured [default: those of configs/small.toml].
+    #[arg(long, value_name = "CONFIG")]
+    config: Option<PathBuf>,
     /// Replace one setting. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
@@ -39,11 +39,16 @@ pub struct BenchArgs {
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
     /// Seconds for each measurement.
-    #[arg(long, value_name = "S", default_value_t = 1.0)]
+    #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = parse_seconds)]
     seconds: f64,
     /// Draw the roofline of the kernels into this file.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.0..=600.0).contains(seconds));
+    seconds.ok_or("expected a number of seconds from 0 to 600".into())
 }
 
 #[derive(Serialize)]
@@ -78,15 +83,18 @@ impl fmt::Display for Shown {
 }
 
 pub fn run(args: BenchArgs, global: Global) -> anyhow::Result<()> {
-    let config = RunConfig::load(&args.config, &args.overrides)?;
+    let mut config = match &args.config {
+        Some(path) => RunConfig::load(path, &args.overrides)?,
+        None => RunConfig::parse(include_str!("../../configs/small.toml"), &args.overrides)?,
+    };
     let cores = std::thread::available_parallelism()?.get();
     let threads = match args.threads.is_empty() {
         true if cores > 1 => vec![1, cores],
         true => vec![1],
         false => args.threads.iter().map(|&n| n.into()).collect(),
     };
-    let batch = args.batch.map_or(config.training.batch, usize::from);
-    let options = Options { threads, batch, only: &args.only, seconds: args.seconds };
+    config.training.batch = args.batch.map_or(config.training.batch, usize::from);
+    let options = Options { threads, only: &args.only, seconds: args.seconds };
     let report = bench::run(&config, &options, |entry| {
         if !global.quiet {
             say!("measured {} on {} threads: {:.3} ms", entry.name, entry.threads, entry.milliseconds);

@@ -68,33 +68,60 @@ struct Respond<'a> {
     out: &'a mut [f32],
 }
 
-/// Calls `$self.block::<S, maps, vectors>(map, lane)` over all maps and lanes in the largest blocks that fit.
+/// Taps that are worked on for all maps and lanes before the next: so many that their numbers stay in the first-level cache.
+const CACHED_BYTES: usize = 22 << 10;
+
+/// Some taps of one row of a field.
+#[derive(Clone, Copy)]
+struct Piece {
+    row: usize,
+    first: usize,
+    taps: usize,
+}
+
+impl Field {
+    /// The field in pieces of which each stays in the cache.
+    #[inline(always)]
+    fn pieces(self) -> impl Iterator<Item = Piece> {
+        let count = (self.run * self.lanes * size_of::<f32>()).div_ceil(CACHED_BYTES);
+        let most = self.run.div_ceil(count);
+        (0..self.rows).flat_map(move |row| {
+            (0..count).map(move |number| {
+                let first = (number * most).min(self.run);
+                Piece { row, first, taps: most.min(self.run - first) }
+            })
+        })
+    }
+}
+
+/// Calls `$self.block::<S, maps, vectors>($piece, map, lane)` over all maps and lanes in the largest blocks that fit, of at
+/// most `$most` vectors.
 macro_rules! in_blocks {
-    ($self:ident) => {{
+    ($self:ident, $piece:ident, $most:expr) => {{
         let mut lane = 0;
         while lane < $self.field.lanes {
             // Two blocks of two vectors keep more sums in flight than one of three and one of one.
             let wide = match ($self.field.lanes - lane) / S::WIDTH {
                 4 => 2,
-                left => left.min(3),
+                left => left.min($most),
             };
             let mut map = 0;
             while map < $self.maps {
                 // SAFETY: blocks stay within the lanes and maps that `Field::check` held the slices to.
                 map += unsafe {
                     match ($self.maps - map, wide) {
-                        (8.., 3) if S::MAPS >= 8 => $self.block::<S, 8, 3>(map, lane),
-                        (8.., 2) if S::MAPS >= 8 => $self.block::<S, 8, 2>(map, lane),
-                        (8.., 1) if S::MAPS >= 8 => $self.block::<S, 8, 1>(map, lane),
-                        (4.., 3) if S::MAPS >= 4 => $self.block::<S, 4, 3>(map, lane),
-                        (4.., 2) if S::MAPS >= 4 => $self.block::<S, 4, 2>(map, lane),
-                        (4.., 1) => $self.block::<S, 4, 1>(map, lane),
-                        (2.., 3) => $self.block::<S, 2, 3>(map, lane),
-                        (2.., 2) => $self.block::<S, 2, 2>(map, lane),
-                        (2.., 1) => $self.block::<S, 2, 1>(map, lane),
-                        (_, 3) => $self.block::<S, 1, 3>(map, lane),
-                        (_, 2) => $self.block::<S, 1, 2>(map, lane),
-                        _ => $self.block::<S, 1, 1>(map, lane),
+                        (8.., 3) if S::MAPS >= 8 => $self.block::<S, 8, 3>($piece, map, lane),
+                        (8.., 2) if S::MAPS >= 8 => $self.block::<S, 8, 2>($piece, map, lane),
+                        (8.., 1) if S::MAPS >= 8 => $self.block::<S, 8, 1>($piece, map, lane),
+                        (4.., 3) if S::MAPS >= 4 => $self.block::<S, 4, 3>($piece, map, lane),
+                        (4.., 2) if S::MAPS >= 4 => $self.block::<S, 4, 2>($piece, map, lane),
+                        (4.., 1) => $self.block::<S, 4, 1>($piece, map, lane),
+                        (2.., 3) => $self.block::<S, 2, 3>($piece, map, lane),
+                        (2.., 2) => $self.block::<S, 2, 2>($piece, map, lane),
+                        (2.., 1) => $self.block::<S, 2, 1>($piece, map, lane),
+                        (_, 3) => $self.block::<S, 1, 3>($piece, map, lane),
+                        (_, 2) => $self.block::<S, 1, 2>($piece, map, lane),
+                        _ => $self.block::<S, 1, 1>($piece, map, lane),
                     }
                 };
             }
@@ -107,35 +134,40 @@ impl Kernel for Respond<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(mut self) {
-        in_blocks!(self)
+        for piece in self.field.pieces() {
+            in_blocks!(self, piece, S::VECTORS)
+        }
     }
 }
 
 impl Respond<'_> {
-    /// Sums all taps of `M` maps and `V` vectors of lanes in registers.
+    /// Sums the taps of a piece in registers, for `M` maps and `V` vectors of lanes.
     #[inline(always)]
-    unsafe fn block<S: Simd, const M: usize, const V: usize>(&mut self, map: usize, lane: usize) -> usize {
-        let Field { rows, run, pitch, lanes } = self.field;
+    unsafe fn block<S: Simd, const M: usize, const V: usize>(
+        &mut self,
+        piece: Piece,
+        map: usize,
+        lane: usize,
+    ) -> usize {
+        let Field { run, pitch, lanes, .. } = self.field;
         let padded = self.maps.next_multiple_of(MAP_PAD);
         unsafe {
-            let mut weights = self.weights.as_ptr().add(map);
+            let mut weights = self.weights.as_ptr().add((piece.row * run + piece.first) * padded + map);
+            let mut input = self.input.as_ptr().add(piece.row * pitch + piece.first * lanes + lane);
             let mut sum = [[S::zero(); V]; M];
-            for row in 0..rows {
-                let mut input = self.input.as_ptr().add(row * pitch + lane);
-                for _ in 0..run {
-                    let mut x = [S::zero(); V];
-                    for (v, x) in x.iter_mut().enumerate() {
-                        *x = S::load(input.add(v * S::WIDTH));
-                    }
-                    for (m, sum) in sum.iter_mut().enumerate() {
-                        let w = S::splat(weights.add(m));
-                        for (sum, &x) in sum.iter_mut().zip(&x) {
-                            *sum = S::mul_add(w, x, *sum);
-                        }
-                    }
-                    input = input.wrapping_add(lanes);
-                    weights = weights.wrapping_add(padded);
+            for _ in 0..piece.taps {
+                let mut x = [S::zero(); V];
+                for (v, x) in x.iter_mut().enumerate() {
+                    *x = S::load(input.add(v * S::WIDTH));
                 }
+                for (m, sum) in sum.iter_mut().enumerate() {
+                    let w = S::splat(weights.add(m));
+                    for (sum, &x) in sum.iter_mut().zip(&x) {
+                        *sum = S::mul_add(w, x, *sum);
+                    }
+                }
+                input = input.wrapping_add(lanes);
+                weights = weights.wrapping_add(padded);
             }
             for (m, sum) in sum.iter().enumerate() {
                 for (v, &sum) in sum.iter().enumerate() {
@@ -168,15 +200,22 @@ impl Kernel for Scatter<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(mut self) {
-        in_blocks!(self)
+        for piece in self.field.pieces() {
+            in_blocks!(self, piece, 3)
+        }
     }
 }
 
 impl Scatter<'_> {
-    /// Holds the responses of `M` maps and `V` vectors of lanes in registers while the taps pass by.
+    /// Holds the responses of `M` maps and `V` vectors of lanes in registers while the taps of a piece pass by.
     #[inline(always)]
-    unsafe fn block<S: Simd, const M: usize, const V: usize>(&mut self, map: usize, lane: usize) -> usize {
-        let Field { rows, run, pitch, lanes } = self.field;
+    unsafe fn block<S: Simd, const M: usize, const V: usize>(
+        &mut self,
+        piece: Piece,
+        map: usize,
+        lane: usize,
+    ) -> usize {
+        let Field { run, pitch, lanes, .. } = self.field;
         let padded = self.maps.next_multiple_of(MAP_PAD);
         unsafe {
             let mut response = [[S::zero(); V]; M];
@@ -185,26 +224,24 @@ impl Scatter<'_> {
                     *response = S::load(self.response.as_ptr().add((map + m) * lanes + lane + v * S::WIDTH));
                 }
             }
-            let mut weights = self.weights.as_ptr().add(map);
-            for row in 0..rows {
-                let mut out = self.out.as_mut_ptr().add(row * pitch + lane);
-                for _ in 0..run {
-                    let mut sum = [S::zero(); V];
-                    for (v, sum) in sum.iter_mut().enumerate() {
-                        *sum = S::load(out.add(v * S::WIDTH));
-                    }
-                    for (m, response) in response.iter().enumerate() {
-                        let w = S::splat(weights.add(m));
-                        for (sum, &response) in sum.iter_mut().zip(response) {
-                            *sum = S::mul_add(w, response, *sum);
-                        }
-                    }
-                    for (v, &sum) in sum.iter().enumerate() {
-                        S::store(out.add(v * S::WIDTH), sum);
-                    }
-                    out = out.wrapping_add(lanes);
-                    weights = weights.wrapping_add(padded);
+            let mut weights = self.weights.as_ptr().add((piece.row * run + piece.first) * padded + map);
+            let mut out = self.out.as_mut_ptr().add(piece.row * pitch + piece.first * lanes + lane);
+            for _ in 0..piece.taps {
+                let mut sum = [S::zero(); V];
+                for (v, sum) in sum.iter_mut().enumerate() {
+                    *sum = S::load(out.add(v * S::WIDTH));
                 }
+                for (m, response) in response.iter().enumerate() {
+                    let w = S::splat(weights.add(m));
+                    for (sum, &response) in sum.iter_mut().zip(response) {
+                        *sum = S::mul_add(w, response, *sum);
+                    }
+                }
+                for (v, &sum) in sum.iter().enumerate() {
+                    S::store(out.add(v * S::WIDTH), sum);
+                }
+                out = out.wrapping_add(lanes);
+                weights = weights.wrapping_add(padded);
             }
         }
         M

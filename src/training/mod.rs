@@ -293,7 +293,7 @@ impl Run<'_> {
         std::thread::scope(|scope| {
             for pool in &pools {
                 scope.spawn(|| {
-                    let outcome = if each > 1 { pool.install(&replica) } else { replica() };
+                    let outcome = if each > 1 { pool.install(replica) } else { replica() };
                     if let Err(error) = outcome {
                         stop.store(true, Ordering::Relaxed);
                         failed.lock().expect("no replica panics").get_or_insert(error);
@@ -360,7 +360,11 @@ fn has_contrast(pixels: &[u8]) -> bool {
     pixels.iter().any(|pixel| *pixel != pixels[0])
 }
 
-fn check_memory(config: &RunConfig, replicas: usize) -> Result<()> {
+/// Refuses what does not fit in memory.
+///
+/// # Errors
+/// As said, with what it would need and what there is.
+pub fn check_memory(config: &RunConfig, replicas: usize) -> Result<()> {
     let (weights, sums, maps) = training_bytes(config, replicas);
     let (need_bytes, have_bytes) = (weights + sums + maps, available_memory());
     if need_bytes > have_bytes {
