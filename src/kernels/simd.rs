@@ -17,7 +17,7 @@ pub trait Simd: Copy {
     /// Maps in a register block: with three vectors of lanes each, as many accumulators as registers allow.
     const MAPS: usize;
     /// Vectors of lanes in a register block of [`filter::respond`](super::filter::respond), at most 3: what was fastest. With 4
-    /// maps on AVX2, 2 vectors reach 92 % of the peak and 3 vectors 45 %, though both fit the registers (Zen 3).
+    /// maps on AVX2 (Zen 3), blocks of 2 vectors are about twice as fast as of 3, though both fit the registers.
     const VECTORS: usize;
 
     /// All elements 0.
