@@ -16,9 +16,6 @@ pub trait Simd: Copy {
     const WIDTH: usize;
     /// Maps in a register block: with three vectors of lanes each, as many accumulators as registers allow.
     const MAPS: usize;
-    /// Vectors of lanes in a register block of [`filter::respond`](super::filter::respond), at most 3: what was fastest. With 4
-    /// maps on AVX2 (Zen 3), blocks of 2 vectors are about twice as fast as of 3, though both fit the registers.
-    const VECTORS: usize;
 
     /// All elements 0.
     unsafe fn zero() -> Self::V;
@@ -36,6 +33,53 @@ pub trait Simd: Copy {
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// Writes the `WIDTH / 2` sums `v[0] + v[1], v[2] + v[3], ...` to `p`.
     unsafe fn store_pair_sums(p: *mut f32, v: Self::V);
+    /// Adds the products of `taps` weights of `M` maps with as many inputs of `V` vectors: `sum[m][v] += Σ_t w[t][m] · x[t][v]`, where
+    /// taps are `w_step` and `x_step` numbers apart. The innermost loop of all filtering.
+    #[inline(always)]
+    unsafe fn sum_taps<const M: usize, const V: usize>(
+        taps: usize,
+        w: (*const f32, usize),
+        x: (*const f32, usize),
+        sum: &mut [[Self::V; V]; M],
+    ) {
+        unsafe { sum_taps::<Self, M, V>(taps, w, x, sum) }
+    }
+    /// Asks for the cache line at `p`, which need not be valid, to be brought into the second-level cache.
+    #[inline(always)]
+    unsafe fn prefetch(p: *const f32) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: SSE is part of x86-64, and a prefetch of any address is allowed.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = p;
+    }
+}
+
+/// [`Simd::sum_taps`], as it stands there.
+#[inline(always)]
+unsafe fn sum_taps<S: Simd, const M: usize, const V: usize>(
+    taps: usize,
+    (mut w, w_step): (*const f32, usize),
+    (mut x, x_step): (*const f32, usize),
+    sum: &mut [[S::V; V]; M],
+) {
+    unsafe {
+        for _ in 0..taps {
+            let mut inputs = [S::zero(); V];
+            for (v, input) in inputs.iter_mut().enumerate() {
+                *input = S::load(x.add(v * S::WIDTH));
+            }
+            for (m, sum) in sum.iter_mut().enumerate() {
+                let weight = S::splat(w.add(m));
+                for (sum, &input) in sum.iter_mut().zip(&inputs) {
+                    *sum = S::mul_add(weight, input, *sum);
+                }
+            }
+            (w, x) = (w.wrapping_add(w_step), x.wrapping_add(x_step));
+        }
+    }
 }
 
 /// Plain Rust, for any target.
@@ -46,7 +90,6 @@ impl Simd for Scalar {
     type V = [f32; 4];
     const WIDTH: usize = 4;
     const MAPS: usize = 2;
-    const VECTORS: usize = 3;
 
     #[inline(always)]
     unsafe fn zero() -> [f32; 4] {
@@ -105,7 +148,6 @@ mod x86 {
         type V = __m256;
         const WIDTH: usize = 8;
         const MAPS: usize = 4;
-        const VECTORS: usize = 2;
 
         #[inline(always)]
         unsafe fn zero() -> __m256 {
@@ -136,11 +178,122 @@ mod x86 {
             unsafe { _mm256_add_ps(a, b) }
         }
         #[inline(always)]
+        unsafe fn sum_taps<const M: usize, const V: usize>(
+            taps: usize,
+            (w, w_step): (*const f32, usize),
+            (x, x_step): (*const f32, usize),
+            sum: &mut [[__m256; V]; M],
+        ) {
+            // Twelve sums, three inputs and one weight are all sixteen registers, which the compiler does not manage without
+            // moving some to memory. Fewer sums cannot hide the latency of multiply-adds.
+            if let Some(sum) = four_by_three(sum) {
+                unsafe { sum_taps_4x3(taps, (w, w_step), (x, x_step), sum) }
+            } else {
+                unsafe { super::sum_taps::<Avx2, M, V>(taps, (w, w_step), (x, x_step), sum) }
+            }
+        }
+        #[inline(always)]
         unsafe fn store_pair_sums(p: *mut f32, v: __m256) {
             unsafe {
                 let (low, high) = (_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
                 _mm_storeu_ps(p, _mm_hadd_ps(low, high));
             }
+        }
+    }
+
+    /// The sums as what they are, if there are 4 x 3.
+    #[inline(always)]
+    fn four_by_three<const M: usize, const V: usize>(
+        sum: &mut [[__m256; V]; M],
+    ) -> Option<&mut [[__m256; 3]; 4]> {
+        // SAFETY: the same type, where the condition holds.
+        (M == 4 && V == 3).then(|| unsafe { &mut *std::ptr::from_mut(sum).cast() })
+    }
+
+    /// One tap of [`sum_taps_4x3`].
+    macro_rules! tap_4x3 {
+        () => {
+            concat!(
+                "vmovups {x0}, ymmword ptr [{x}]\n",
+                "vmovups {x1}, ymmword ptr [{x} + 32]\n",
+                "vmovups {x2}, ymmword ptr [{x} + 64]\n",
+                "vbroadcastss {w0}, dword ptr [{w}]\n",
+                "vfmadd231ps {a0}, {w0}, {x0}\n",
+                "vfmadd231ps {a1}, {w0}, {x1}\n",
+                "vfmadd231ps {a2}, {w0}, {x2}\n",
+                "vbroadcastss {w0}, dword ptr [{w} + 4]\n",
+                "vfmadd231ps {b0}, {w0}, {x0}\n",
+                "vfmadd231ps {b1}, {w0}, {x1}\n",
+                "vfmadd231ps {b2}, {w0}, {x2}\n",
+                "vbroadcastss {w0}, dword ptr [{w} + 8]\n",
+                "vfmadd231ps {c0}, {w0}, {x0}\n",
+                "vfmadd231ps {c1}, {w0}, {x1}\n",
+                "vfmadd231ps {c2}, {w0}, {x2}\n",
+                "vbroadcastss {w0}, dword ptr [{w} + 12]\n",
+                "add {w}, {w_step}\n",
+                "add {x}, {x_step}\n",
+                "vfmadd231ps {d0}, {w0}, {x0}\n",
+                "vfmadd231ps {d1}, {w0}, {x1}\n",
+                "vfmadd231ps {d2}, {w0}, {x2}\n",
+            )
+        };
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn sum_taps_4x3(
+        taps: usize,
+        (w, w_step): (*const f32, usize),
+        (x, x_step): (*const f32, usize),
+        sum: &mut [[__m256; 3]; 4],
+    ) {
+        let [[a0, a1, a2], [b0, b1, b2], [c0, c1, c2], [d0, d1, d2]] = sum;
+        // SAFETY: reads `taps` times 4 weights and 3 vectors, as the caller says it may, and writes registers only.
+        unsafe {
+            std::arch::asm!(
+                // Groups of four: the end of a loop of more than some thirty rounds is not foreseen and costs as much as a tap.
+                "mov {rest}, {taps}",
+                "and {rest}, 3",
+                "jz 3f",
+                "2:",
+                tap_4x3!(),
+                "dec {rest}",
+                "jnz 2b",
+                "3:",
+                "shr {taps}, 2",
+                "jz 5f",
+                "4:",
+                tap_4x3!(),
+                tap_4x3!(),
+                tap_4x3!(),
+                tap_4x3!(),
+                "dec {taps}",
+                "jnz 4b",
+                "5:",
+                rest = out(reg) _,
+                x = inout(reg) x => _,
+                w = inout(reg) w => _,
+                taps = inout(reg) taps => _,
+                w_step = in(reg) 4 * w_step,
+                x_step = in(reg) 4 * x_step,
+                x0 = out(ymm_reg) _,
+                x1 = out(ymm_reg) _,
+                x2 = out(ymm_reg) _,
+                w0 = out(ymm_reg) _,
+                a0 = inout(ymm_reg) *a0,
+                a1 = inout(ymm_reg) *a1,
+                a2 = inout(ymm_reg) *a2,
+                b0 = inout(ymm_reg) *b0,
+                b1 = inout(ymm_reg) *b1,
+                b2 = inout(ymm_reg) *b2,
+                c0 = inout(ymm_reg) *c0,
+                c1 = inout(ymm_reg) *c1,
+                c2 = inout(ymm_reg) *c2,
+                d0 = inout(ymm_reg) *d0,
+                d1 = inout(ymm_reg) *d1,
+                d2 = inout(ymm_reg) *d2,
+                options(readonly, nostack),
+            );
         }
     }
 
@@ -157,7 +310,6 @@ mod x86 {
         type V = __m512;
         const WIDTH: usize = 16;
         const MAPS: usize = 8;
-        const VECTORS: usize = 3;
 
         #[inline(always)]
         unsafe fn zero() -> __m512 {

@@ -4,6 +4,7 @@
 //! them in place, asynchronously and without a data race. Nothing of the size of the weights exists beside them but
 //! the sums of the optimiser.
 
+use std::ops::Range;
 use std::sync::RwLock;
 
 use ndarray::{Array, Ix6};
@@ -12,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::config::{self, LcnBorder, Reconstruction};
 use crate::geometry::StageShape;
-use crate::kernels::filter::{self, Field, MAP_PAD};
+use crate::kernels::filter::{self, Field, MAP_PAD, TOGETHER};
 use crate::kernels::lcn::{Lcn, LcnScratch};
 use crate::kernels::{Buffer, Cpu, Rows, pool, with_scratch};
 use crate::rng;
@@ -69,6 +70,14 @@ pub trait WeightUpdate: Sync {
     fn encoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]);
     /// New decoder weights of one position.
     fn decoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]);
+}
+
+/// A few positions side by side in a row.
+struct Few {
+    /// Where their first field begins in the maps, from the first of the row.
+    start: usize,
+    /// Their units in a row of maps.
+    units: Range<usize>,
 }
 
 /// Rows of the input that a thread fills at once: few enough to stay in its cache, enough to make use of each position's
@@ -189,19 +198,9 @@ impl Stage {
         }
     }
 
-    /// Where the receptive field of the position in row 0 and this column begins, in a row of the input.
-    fn field_start(&self, col: usize, lanes: usize) -> usize {
-        col * self.shape.stride * self.shape.input.channels * lanes
-    }
-
-    /// Adds the responses of a row of positions to `out`, their row of simple units.
-    fn respond(&self, cpu: Cpu, field: Field, row: usize, weights: &[f32], input: &[f32], out: &mut [f32]) {
-        let (maps, input) = (self.shape.filtered.channels, &input[row * self.shape.stride * field.pitch..]);
-        let positions =
-            weights.chunks_exact(self.position_len()).zip(out.chunks_exact_mut(maps * field.lanes));
-        for (col, (weights, out)) in positions.enumerate() {
-            filter::respond(cpu, field, maps, weights, &input[self.field_start(col, field.lanes)..], out);
-        }
+    /// What the receptive fields of a row of positions see of the input.
+    fn seen<'a>(&self, field: Field, row: usize, input: &'a [f32]) -> &'a [f32] {
+        &input[row * self.shape.stride * field.pitch..]
     }
 
     /// Adds to some rows of maps of the input's size, from row `first` on, what all units give back to them.
@@ -217,23 +216,17 @@ impl Stage {
         out: &mut [f32],
     ) {
         let (s, lanes, last) = (&self.shape, field.lanes, first + out.len() / field.pitch);
-        let (maps, per_row) = (s.filtered.channels, field.run * self.padded_maps());
-        let row_len = s.filtered.row_len() * lanes;
+        let (maps, row_len) = (s.filtered.channels, s.filtered.row_len() * lanes);
         for (row, block) in self.blocks.iter().enumerate() {
             let top = row * s.stride;
             let rows = top.max(first)..(top + s.field).min(last);
             if rows.is_empty() {
                 continue;
             }
-            let part = Field { rows: rows.len(), ..field };
             let block = block.read().expect("no replica panics");
-            let positions = block.array(which).chunks_exact(self.position_len());
-            let responses = response[row * row_len..][..row_len].chunks_exact(maps * lanes);
-            for (col, (weights, response)) in positions.zip(responses).enumerate() {
-                let weights = &weights[(rows.start - top) * per_row..][..rows.len() * per_row];
-                let start = (rows.start - first) * field.pitch + self.field_start(col, lanes);
-                filter::scatter(cpu, part, maps, weights, response, &mut out[start..]);
-            }
+            let (weights, response) = (block.array(which), &response[row * row_len..][..row_len]);
+            let out = &mut out[(rows.start - first) * field.pitch..];
+            filter::scatter(cpu, field, rows.start - top..rows.end - top, maps, weights, response, out);
         }
     }
 
@@ -249,7 +242,8 @@ impl Stage {
         rows.each(a, self.shape.filtered.row_len() * field.lanes, |row, a| {
             let block = self.blocks[row].read().expect("no replica panics");
             a.fill(0.0);
-            self.respond(cpu, *field, row, &block.encoder, input, a);
+            let (maps, input) = (self.shape.filtered.channels, self.seen(*field, row, input));
+            filter::respond(cpu, *field, maps, &block.encoder, input, a);
         });
     }
 
@@ -355,81 +349,73 @@ impl Stage {
         dx: Option<&mut [f32]>,
         update: &impl WeightUpdate,
     ) {
-        let row_len = self.shape.filtered.row_len() * acts.field.lanes;
+        let (maps, row_len) =
+            (self.shape.filtered.channels, self.shape.filtered.row_len() * acts.field.lanes);
+        let Activations { rows, field, a, da, residual, .. } = acts;
+        let field = *field;
+        rows.each(da, row_len, |row, da| {
+            let (a, residual) = (&a[row * row_len..][..row_len], self.seen(field, row, residual));
+            let mut block = self.blocks[row].write().expect("no replica panics");
+            let Block { decoder, decoder_sums, .. } = &mut *block;
+            self.by_few(field, decoder, decoder_sums, da.len(), |few, weights, sums, gradient| {
+                let (a, da, residual) = (&a[few.units.clone()], &mut da[few.units], &residual[few.start..]);
+                filter::respond_and_weight_gradient(cpu, field, maps, weights, residual, da, a, gradient);
+                self.update_each(weights, sums, gradient, |maps, w, sums, g| {
+                    update.decoder(maps, w, sums, g)
+                });
+            });
+        });
         if let Some(dx) = dx {
-            // What goes into the input needs all of `da` and the weights before any update.
-            let Activations { rows, field, da, residual, .. } = acts;
-            rows.each(da, row_len, |row, da| {
-                let block = self.blocks[row].read().expect("no replica panics");
-                self.respond(cpu, *field, row, &block.decoder, residual, da);
-            });
             self.filtering_gradient(cpu, acts, dx);
-            let Activations { rows, field, a, da, residual, .. } = acts;
-            rows.each(da, row_len, |row, da| {
-                self.learn_row(
-                    cpu,
-                    *field,
-                    row,
-                    false,
-                    (input, residual),
-                    &a[row * row_len..][..row_len],
-                    da,
-                    update,
-                );
-            });
-        } else {
-            let Activations { rows, field, a, da, residual, .. } = acts;
-            rows.each(da, row_len, |row, da| {
-                self.learn_row(
-                    cpu,
-                    *field,
-                    row,
-                    true,
-                    (input, residual),
-                    &a[row * row_len..][..row_len],
-                    da,
-                    update,
-                );
-            });
         }
+        let Activations { rows, da, .. } = acts;
+        rows.each(da, row_len, |row, da| {
+            let input = self.seen(field, row, input);
+            let mut block = self.blocks[row].write().expect("no replica panics");
+            let Block { encoder, encoder_sums, .. } = &mut *block;
+            self.by_few(field, encoder, encoder_sums, da.len(), |few, weights, sums, gradient| {
+                filter::weight_gradient(cpu, field, maps, &input[few.start..], &da[few.units], gradient);
+                self.update_each(weights, sums, gradient, |maps, w, sums, g| {
+                    update.encoder(maps, w, sums, g)
+                });
+            });
+        });
     }
 
-    /// New weights for a row of positions; before that, if asked, adds to `da` what comes through W2.
-    #[expect(clippy::too_many_arguments, reason = "all that a row of positions depends on")]
-    fn learn_row(
+    /// Calls `work` with some positions of a row at a time, their weights and sums, and room for their gradient.
+    fn by_few(
         &self,
-        cpu: Cpu,
         field: Field,
-        row: usize,
-        back: bool,
-        (input, residual): (&[f32], &[f32]),
-        a: &[f32],
-        da: &mut [f32],
-        update: &impl WeightUpdate,
+        weights: &mut [f32],
+        sums: &mut [f32],
+        units: usize,
+        mut work: impl FnMut(Few, &mut [f32], &mut [f32], &mut [f32]),
     ) {
-        let (maps, padded, len) = (self.shape.filtered.channels, self.padded_maps(), self.position_len());
-        let mut block = self.blocks[row].write().expect("no replica panics");
-        let Block { encoder, decoder, encoder_sums, decoder_sums } = &mut *block;
-        let remembered =
-            |sums: &mut Buffer, col: usize| if sums.is_empty() { 0..0 } else { col * len..(col + 1) * len };
-        let positions = encoder.chunks_exact_mut(len).zip(decoder.chunks_exact_mut(len));
-        let cell = maps * field.lanes;
-        let units = a.chunks_exact(cell).zip(da.chunks_exact_mut(cell));
-        with_scratch([len], |[gradient]| {
-            for (col, ((encoder, decoder), (a, da))) in positions.zip(units).enumerate() {
-                let start = row * self.shape.stride * field.pitch + self.field_start(col, field.lanes);
-                let (input, residual) = (&input[start..], &residual[start..]);
-                if back {
-                    filter::respond(cpu, field, maps, decoder, residual, da);
-                }
-                filter::weight_gradient(cpu, field, maps, residual, a, gradient);
-                let range = remembered(decoder_sums, col);
-                update.decoder(padded, decoder, &mut decoder_sums[range], gradient);
-                filter::weight_gradient(cpu, field, maps, input, da, gradient);
-                let range = remembered(encoder_sums, col);
-                update.encoder(padded, encoder, &mut encoder_sums[range], gradient);
+        let (len, cell) = (self.position_len(), units / self.shape.filtered.cols);
+        with_scratch([TOGETHER.min(self.shape.filtered.cols) * len], |[gradient]| {
+            for first in (0..self.shape.filtered.cols).step_by(TOGETHER) {
+                let last = (first + TOGETHER).min(self.shape.filtered.cols);
+                let few = Few { start: first * field.step * field.lanes, units: first * cell..last * cell };
+                let sums = if sums.is_empty() { &mut [] } else { &mut sums[first * len..last * len] };
+                work(few, &mut weights[first * len..last * len], sums, &mut gradient[..(last - first) * len]);
             }
         });
+    }
+
+    /// Calls `update` with the number of maps, the weights, the sums and the gradient of each position.
+    fn update_each(
+        &self,
+        weights: &mut [f32],
+        sums: &mut [f32],
+        gradient: &mut [f32],
+        update: impl Fn(usize, &mut [f32], &mut [f32], &mut [f32]),
+    ) {
+        let (len, maps) = (self.position_len(), self.padded_maps());
+        let positions = weights.chunks_exact_mut(len).zip(gradient.chunks_exact_mut(len));
+        for (position, (weights, gradient)) in positions.enumerate() {
+            let sums = if sums.is_empty() { &mut [] } else { &mut sums[position * len..][..len] };
+            update(maps, weights, sums, gradient);
+        }
     }
 
     /// Numbers in each array of weights.

@@ -2,7 +2,7 @@
 
 use crate::config::{Optimiser, Training};
 use crate::kernels::filter::MAP_PAD;
-use crate::kernels::{Cpu, Kernel, Simd};
+use crate::kernels::{Cpu, Kernel, Simd, with_scratch};
 use crate::network::WeightUpdate;
 
 /// Factor of the learning rate at a step of a phase: rising to 1, holding, then linearly down to the end.
@@ -42,21 +42,22 @@ impl Step {
 
 impl WeightUpdate for Step {
     fn encoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
-        self.cpu.run(Update { step: self, maps, keep: self.keep, weights, sums, gradient });
+        self.cpu.run(Update { step: self, maps, keep: self.keep, bound: 0.0, weights, sums, gradient });
     }
 
     fn decoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
-        self.cpu.run(Update { step: self, maps, keep: 1.0, weights, sums, gradient });
-        if self.norm_bound > 0.0 {
-            self.cpu.run(BoundNorms { maps, weights, bound: self.norm_bound });
-        }
+        self.cpu.run(Update { step: self, maps, keep: 1.0, bound: self.norm_bound, weights, sums, gradient });
     }
 }
 
+/// New weights of a position, in at most two passes over them: where the change of a filter or its norm is bounded, the first
+/// finds by how much, the second applies it.
 struct Update<'a> {
     step: &'a Step,
     maps: usize,
     keep: f32,
+    /// Largest norm of a filter; 0 for none.
+    bound: f32,
     weights: &'a mut [f32],
     sums: &'a mut [f32],
     gradient: &'a mut [f32],
@@ -66,86 +67,99 @@ impl Kernel for Update<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Update { step, maps, keep, weights, sums, gradient } = self;
-        let rate = step.rate;
-        match step.optimiser {
+        let Update { step, maps, keep, bound, weights, sums, gradient } = self;
+        let len = (CHUNK / maps).max(1) * maps;
+        if step.max_step == 0.0 && bound == 0.0 {
+            for (number, (change, weights)) in
+                gradient.chunks_mut(len).zip(weights.chunks_mut(len)).enumerate()
+            {
+                step.turn_into_change(change, sums, number * len);
+                for (w, &change) in weights.iter_mut().zip(change.iter()) {
+                    *w = keep * *w - change;
+                }
+            }
+            return;
+        }
+        with_scratch([maps, maps, maps], |[changes, norms, products]| {
+            changes.fill(0.0);
+            norms.fill(0.0);
+            products.fill(0.0);
+            for (number, (change, weights)) in gradient.chunks_mut(len).zip(weights.chunks(len)).enumerate() {
+                step.turn_into_change(change, sums, number * len);
+                add_products(change, change, changes);
+                add_products(weights, weights, norms);
+                add_products(weights, change, products);
+            }
+            // What filters keep of themselves, and take of their change.
+            let (keeps, shares) = (products, norms);
+            for ((keeps, shares), &changes) in keeps.iter_mut().zip(shares.iter_mut()).zip(changes.iter()) {
+                (*keeps, *shares) = factors(step.max_step, bound, keep, (changes, *shares, *keeps));
+            }
+            let taps = weights.chunks_exact_mut(maps).zip(gradient.chunks_exact(maps));
+            for (weights, change) in taps {
+                let both = weights.iter_mut().zip(change);
+                for ((w, change), (keep, share)) in both.zip(keeps.iter().zip(shares.iter())) {
+                    *w = keep * *w - share * change;
+                }
+            }
+        });
+    }
+}
+
+/// Numbers that are worked on at a time: few enough to stay in the first-level cache.
+const CHUNK: usize = 1024;
+
+/// A filter below this norm may change as much as one of this norm, so that none is stuck at 0.
+const SMALL_FILTER: f32 = 1e-3;
+
+impl Step {
+    /// Makes of a gradient what is to be taken from the weights; its sums, if they are kept, are those from `first` on.
+    #[inline(always)]
+    fn turn_into_change(&self, gradient: &mut [f32], sums: &mut [f32], first: usize) {
+        let rate = self.rate;
+        match self.optimiser {
             Optimiser::Sgd => gradient.iter_mut().for_each(|g| *g *= rate),
             Optimiser::Adagrad => {
-                for (g, sum) in gradient.iter_mut().zip(sums) {
+                for (g, sum) in gradient.iter_mut().zip(&mut sums[first..]) {
                     *sum += *g * *g;
                     *g = rate * *g / (sum.sqrt() + 1e-8);
                 }
             }
         }
-        // `gradient` is the change now; each filter's is held to a share of the filter.
-        if step.max_step > 0.0 {
-            for first in (0..maps).step_by(MAP_PAD) {
-                let change = squares(gradient, maps, first);
-                let norm = squares(weights, maps, first);
-                let mut scale = [1f32; MAP_PAD];
-                for ((scale, change), norm) in scale.iter_mut().zip(change).zip(norm) {
-                    let limit = step.max_step * norm.sqrt().max(SMALL_FILTER);
-                    if change > limit * limit {
-                        *scale = limit / change.sqrt();
-                    }
-                }
-                if scale != [1.0; MAP_PAD] {
-                    rescale(gradient, maps, first, &scale);
-                }
+    }
+}
+
+/// Adds the products of two arrays `[tap, map]` over taps to `sums`, `[map]`.
+#[inline(always)]
+fn add_products(a: &[f32], b: &[f32], sums: &mut [f32]) {
+    let maps = sums.len();
+    for (eight, sums) in sums.chunks_exact_mut(MAP_PAD).enumerate() {
+        let mut sum = [0f32; MAP_PAD];
+        for (a, b) in a.chunks_exact(maps).zip(b.chunks_exact(maps)) {
+            let (a, b) = (&a[eight * MAP_PAD..][..MAP_PAD], &b[eight * MAP_PAD..][..MAP_PAD]);
+            for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
+                *sum += a * b;
             }
         }
-        for (w, &change) in weights.iter_mut().zip(gradient.iter()) {
-            *w = keep * *w - change;
-        }
+        sums.iter_mut().zip(sum).for_each(|(total, sum)| *total += sum);
     }
 }
 
-/// A filter below this norm may change as much as one of this norm, so that none is stuck at 0.
-const SMALL_FILTER: f32 = 1e-3;
-
-/// Squared norms of [`MAP_PAD`] filters of `[tap, map]`, from map `first` on.
-#[inline(always)]
-fn squares(weights: &[f32], maps: usize, first: usize) -> [f32; MAP_PAD] {
-    let mut squares = [0f32; MAP_PAD];
-    for tap in weights.chunks_exact(maps) {
-        for (square, w) in squares.iter_mut().zip(&tap[first..first + MAP_PAD]) {
-            *square += w * w;
-        }
+/// What a filter keeps of itself and takes of its change, from the squared norms of the change and of the filter and their
+/// product.
+fn factors(max_step: f32, bound: f32, keep: f32, (change, norm, product): (f32, f32, f32)) -> (f32, f32) {
+    let (mut keep, mut share) = (keep, 1.0);
+    let limit = max_step * norm.sqrt().max(SMALL_FILTER);
+    if max_step > 0.0 && change > limit * limit {
+        share = limit / change.sqrt();
     }
-    squares
-}
-
-/// Multiplies each of [`MAP_PAD`] filters of `[tap, map]`, from map `first` on, by its scale.
-#[inline(always)]
-fn rescale(weights: &mut [f32], maps: usize, first: usize, scale: &[f32; MAP_PAD]) {
-    for tap in weights.chunks_exact_mut(maps) {
-        for (w, scale) in tap[first..first + MAP_PAD].iter_mut().zip(scale) {
-            *w *= scale;
-        }
+    let new = keep * keep * norm - 2.0 * keep * share * product + share * share * change;
+    if bound > 0.0 && new > bound * bound {
+        let scale = bound / new.sqrt();
+        keep *= scale;
+        share *= scale;
     }
-}
-
-/// Rescales filters whose norm is above the bound; weights are `[tap, map]`.
-struct BoundNorms<'a> {
-    maps: usize,
-    weights: &'a mut [f32],
-    bound: f32,
-}
-
-impl Kernel for BoundNorms<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self) {
-        let BoundNorms { maps, weights, bound } = self;
-        for first in (0..maps).step_by(MAP_PAD) {
-            let squares = squares(weights, maps, first);
-            if squares.iter().any(|&square| square > bound * bound) {
-                let scale =
-                    squares.map(|square| if square > bound * bound { bound / square.sqrt() } else { 1.0 });
-                rescale(weights, maps, first, &scale);
-            }
-        }
-    }
+    (keep, share)
 }
 
 #[cfg(test)]
