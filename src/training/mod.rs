@@ -472,3 +472,44 @@ fn summarise(log: &[LogLine]) -> Vec<StageSummary> {
     }
     stages
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::preprocess::Transform;
+
+    #[test]
+    fn a_minibatch_that_cannot_be_prepared_ends_the_run_with_its_error() {
+        let text = "[input]\nheight = 8\nwidth = 8\npreprocess = \"none\"\n[[stages]]\nmaps = 3\nfield = 5\npool = 2\n\
+                    lcn = 3\n[training]\nsteps = [1000]\nbatch = 16\n";
+        let config = RunConfig::parse(text, &[]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let whitening = Whitening { shape: config.input_shape(), transform: Transform::None };
+        let run = Run {
+            config: &config,
+            out: folder.path(),
+            network: Network::new(&config, 0).unwrap(),
+            whitening: &whitening,
+            monitor: Mutex::new(Monitor::open(&folder.path().join("log.jsonl"), 0, 5).unwrap()),
+            interrupted: &AtomicUsize::new(0),
+        };
+        let frames = FramesUsed { path: "frames".into(), count: 1, fingerprint: String::new() };
+        let (phase, phase_step, step, images, seconds, log_bytes, seed) = (0, 0, 0, 0, 0.0, 0, 0);
+        let mut state = State { phase, phase_step, step, images, seconds, log_bytes, seed, frames };
+        for threads in [3, 6] {
+            let outcome = std::thread::scope(|scope| {
+                let prepare = |number, input: &mut Buffer| match number {
+                    20 => Err(Error::Mismatch("the disk is gone".into())),
+                    _ => Ok(input
+                        .iter_mut()
+                        .zip((0u8..=255).cycle())
+                        .for_each(|(x, value)| *x = f32::from(value))),
+                };
+                let feeder = Feeder::start(scope, 0..1000, (ahead(3), inputs_len(&config)), prepare).unwrap();
+                run.train_until_checkpoint(&mut state, &(0..1), 1000, (threads, 3), &feeder, &|_, _| ())
+            });
+            let error = outcome.unwrap_err().to_string();
+            assert_eq!((error.as_str(), state.step), ("the disk is gone", 0), "{threads} threads");
+        }
+    }
+}
