@@ -1,110 +1,78 @@
-//! Pictures in memory, at the network's input size, and the order in which minibatches take them.
+//! Pictures at the network's input size, mapped from a file, and the order in which minibatches take them.
 
-use std::sync::Mutex;
+mod cache;
 
+use std::path::Path;
+
+use memmap2::{Advice, Mmap, MmapMut};
 use rand::seq::SliceRandom;
-use rayon::prelude::*;
 
-use crate::error::{Error, Result};
-use crate::frames::{Colour, FrameStore, cut_middle};
+use crate::error::Result;
+use crate::frames::FrameStore;
 use crate::geometry::MapShape;
 use crate::rng;
+pub use cache::is_cache_file;
 
-/// Begins the warning about a picture that cannot be read.
-const LEFT_OUT: &str = "left out: ";
-
-/// 8-bit pictures of one size.
+/// 8-bit pictures of one size. They lie in a file mapped into memory, so there may be more of them than memory holds.
 pub struct Dataset {
     /// Size of every picture.
     pub shape: MapShape,
     /// Name of each picture in the frame set it is from.
     pub keys: Vec<String>,
-    /// What a user should know: pictures that were resized, greyed, or could not be read.
+    /// What a user should know: pictures that were resized, greyed, or could not be read, and why they were decoded again.
     pub warnings: Vec<String>,
+    fingerprint: String,
     /// `[picture, channel, row, column]`.
-    pixels: Vec<u8>,
+    pixels: Mmap,
+    /// Their file while it is not kept.
+    pending: Option<cache::Pending>,
 }
 
 impl Dataset {
-    /// Reads all pictures of a frame set, cropped in the middle and resized to `shape`, greyed where it has one channel.
-    /// `progress` is told of every picture. Pictures that cannot be read are left out and named in the warnings.
+    /// The pictures of a frame set, cropped in the middle and resized to `shape`, greyed where it has one channel, for the
+    /// run in the existing folder `run`. Pictures that cannot be read are left out and named in the warnings.
+    ///
+    /// Where the run holds decoded pictures of just this frame set at this size, whole and undamaged, they are used.
+    /// Otherwise all are decoded, and `progress` is told of each, into a file in `run`: if `keep`, one that
+    /// [`keep`](Self::keep) gives its name; else one that is gone with the dataset.
     ///
     /// # Errors
-    /// No picture can be read, or they do not fit in memory.
-    pub fn load(store: &FrameStore, shape: MapShape, progress: impl Fn() + Sync) -> Result<Dataset> {
-        let need_bytes = (store.len() * shape.len()) as u64;
-        let have_bytes = available_memory();
-        if need_bytes > have_bytes {
-            let what = format!("{} pictures of {}x{}", store.len(), shape.cols, shape.rows);
-            return Err(Error::NoRoom { what, need_bytes, have_bytes });
-        }
-        let colour = if shape.channels == 1 { Colour::Grey } else { Colour::Rgb };
-        let read = |index| {
-            let read = store.picture(index).map(|picture| {
-                let as_is = (picture.width() as usize, picture.height() as usize) == (shape.cols, shape.rows);
-                let greyed = shape.channels == 1 && picture.color().has_color();
-                let fitted = cut_middle(&picture, shape.cols as u32, shape.rows as u32, colour);
-                let pixels = match shape.channels {
-                    1 => fitted.to_luma8().into_raw(),
-                    _ => {
-                        let interleaved = fitted.to_rgb8().into_raw();
-                        (0..3).flat_map(|c| interleaved.iter().skip(c).step_by(3).copied()).collect()
-                    }
-                };
-                (pixels, !as_is, greyed)
-            });
-            progress();
-            read
+    /// No picture can be read, or the disk of `run` has no room for all of them or cannot be written.
+    pub fn load(
+        store: &FrameStore,
+        shape: MapShape,
+        run: &Path,
+        keep: bool,
+        progress: impl Fn() + Sync,
+    ) -> Result<Dataset> {
+        let reason = match cache::open(run, store, shape) {
+            Ok(dataset) => return Ok(dataset),
+            Err(reason) => reason.filter(|_| keep),
         };
-        let mut dataset =
-            Dataset { shape, keys: Vec::new(), warnings: store.warnings().to_vec(), pixels: Vec::new() };
-        dataset.pixels.reserve_exact(need_bytes as usize);
-        let (mut resized, mut greyed, mut unreadable) = (0, 0, 0);
-        // A bounded number of decoded pictures at a time.
-        for chunk in (0..store.len()).collect::<Vec<_>>().chunks(1024) {
-            let pictures: Vec<_> = chunk.par_iter().map(|&index| read(index)).collect();
-            for (&index, picture) in chunk.iter().zip(pictures) {
-                match picture {
-                    Ok((pixels, was_resized, was_greyed)) => {
-                        dataset.pixels.extend(pixels);
-                        dataset.keys.push(store.key(index).to_owned());
-                        resized += usize::from(was_resized);
-                        greyed += usize::from(was_greyed);
-                    }
-                    Err(error) => {
-                        unreadable += 1;
-                        dataset.warnings.push(format!("{LEFT_OUT}{error}"));
-                    }
-                }
-            }
-        }
-        if dataset.keys.is_empty() {
-            let first = dataset.warnings.iter().find_map(|warning| warning.strip_prefix(LEFT_OUT));
-            let (first, count) = (first.unwrap_or_default(), unreadable);
-            return Err(Error::Mismatch(format!("none of {count} pictures can be read; the first: {first}")));
-        }
-        if resized + greyed > 0 {
-            let (rows, cols) = (shape.rows, shape.cols);
-            let changed = match (resized, greyed) {
-                (_, 0) => format!("{resized} of {} pictures were resized to {cols}x{rows}", dataset.len()),
-                (0, _) => format!("{greyed} of {} pictures were greyed", dataset.len()),
-                _ => format!(
-                    "of {} pictures {resized} were resized to {cols}x{rows}, {greyed} greyed",
-                    dataset.len()
-                ),
-            };
-            dataset
-                .warnings
-                .push(format!("{changed}: the config's input is {cols}x{rows}x{}", shape.channels));
-        }
+        let mut dataset = cache::build(run, keep, store, shape, progress)?;
+        let path = run.join(cache::PIXELS);
+        let warning = |reason| format!("{}: {reason}; the frames were decoded again", path.display());
+        dataset.warnings.extend(reason.map(warning));
         Ok(dataset)
+    }
+
+    /// Keeps newly decoded pictures in the run's folder, in place of others that were there.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn keep(&mut self) -> Result<()> {
+        self.pending.take().map_or(Ok(()), cache::Pending::keep)
     }
 
     /// A dataset of pixels `[picture, channel, row, column]`, numbered as keys.
     pub fn from_pixels(shape: MapShape, pixels: Vec<u8>) -> Dataset {
         assert_eq!(pixels.len() % shape.len(), 0, "whole pictures");
         let keys = (0..pixels.len() / shape.len()).map(|index| format!("{index:06}")).collect();
-        Dataset { shape, keys, warnings: Vec::new(), pixels }
+        let fingerprint = fingerprint(&cache::hashes(&pixels, shape));
+        let mut map = MmapMut::map_anon(pixels.len()).expect("memory for a copy of the pixels");
+        map.copy_from_slice(&pixels);
+        let pixels = map.make_read_only().expect("own memory can be made read-only");
+        Dataset { shape, keys, warnings: Vec::new(), fingerprint, pixels, pending: None }
     }
 
     /// Pictures in it.
@@ -122,12 +90,23 @@ impl Dataset {
         &self.pixels[index * self.shape.len()..][..self.shape.len()]
     }
 
-    /// A number that changes with the pictures and their order: what a run was trained on.
-    pub fn fingerprint(&self) -> String {
-        let each = (0..self.len()).into_par_iter().map(|index| rng::stable_hash(self.pixels(index)));
-        let bytes: Vec<u8> = each.collect::<Vec<_>>().iter().flat_map(|hash| hash.to_le_bytes()).collect();
-        format!("{:016x}", rng::stable_hash(&bytes))
+    /// Lets the system begin to read a picture from the disk.
+    pub fn announce(&self, index: usize) {
+        let len = self.shape.len();
+        // Advice only: without it the picture is read when it is looked at.
+        let _ = self.pixels.advise_range(Advice::WillNeed, index * len, len);
     }
+
+    /// A number that changes with the pictures and their order: what a run was trained on.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+}
+
+/// Of all pictures, from the hash of each.
+fn fingerprint(hashes: &[u64]) -> String {
+    let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
+    format!("{:016x}", rng::stable_hash(&bytes))
 }
 
 /// Memory that can be had without swapping, in bytes.
@@ -138,40 +117,38 @@ pub fn available_memory() -> u64 {
     kib.map_or(u64::MAX, |kib| kib * 1024)
 }
 
-/// Pictures in a new random order in every epoch, minibatch after minibatch. Minibatch `n` is the same whoever asks.
+/// Pictures in a new random order in every epoch, minibatch after minibatch. Minibatch `n` is the same whenever it is asked
+/// for; asked for in turn, every epoch is shuffled once.
 pub struct Shuffle {
     seed: u64,
     len: usize,
     batch: usize,
-    /// Orders of the last two epochs asked for: replicas straddle the border between epochs.
-    orders: Mutex<Vec<(u64, Vec<u32>)>>,
+    /// The epoch that `order` is of.
+    epoch: Option<u64>,
+    order: Vec<u32>,
 }
 
 impl Shuffle {
     /// Over `len` pictures, `batch` at a time; the last minibatch of an epoch is filled up from the next.
     pub fn new(seed: u64, len: usize, batch: usize) -> Shuffle {
         assert!(len > 0 && len <= u32::MAX as usize, "between 1 and 2^32 pictures");
-        Shuffle { seed, len, batch, orders: Mutex::new(Vec::new()) }
+        Shuffle { seed, len, batch, epoch: None, order: Vec::new() }
     }
 
-    /// Pictures of minibatch `number`.
-    pub fn batch(&self, number: u64) -> Vec<usize> {
+    /// Puts the pictures of minibatch `number` into `indices`, in place of what was there.
+    pub fn batch(&mut self, number: u64, indices: &mut Vec<usize>) {
+        indices.clear();
         let first = number * self.batch as u64;
-        let mut orders = self.orders.lock().expect("no replica panics");
-        (first..first + self.batch as u64)
-            .map(|at| {
-                let (epoch, place) = (at / self.len as u64, (at % self.len as u64) as usize);
-                let known = orders.iter().position(|(e, _)| *e == epoch);
-                let index = known.unwrap_or_else(|| {
-                    let mut order: Vec<u32> = (0..self.len as u32).collect();
-                    order.shuffle(&mut rng::stream(self.seed, "shuffle", epoch));
-                    orders.truncate(1);
-                    orders.insert(0, (epoch, order));
-                    0
-                });
-                orders[index].1[place] as usize
-            })
-            .collect()
+        for at in first..first + self.batch as u64 {
+            let (epoch, place) = (at / self.len as u64, (at % self.len as u64) as usize);
+            if self.epoch != Some(epoch) {
+                self.order.clear();
+                self.order.extend(0..self.len as u32);
+                self.order.shuffle(&mut rng::stream(self.seed, "shuffle", epoch));
+                self.epoch = Some(epoch);
+            }
+            indices.push(self.order[place] as usize);
+        }
     }
 }
 
@@ -181,16 +158,21 @@ mod tests {
 
     #[test]
     fn every_epoch_takes_every_picture_once_and_repeats_from_the_seed() {
-        let shuffle = Shuffle::new(3, 50, 7);
-        let drawn: Vec<usize> = (0..100).flat_map(|number| shuffle.batch(number)).collect();
+        let batch = |shuffle: &mut Shuffle, number| {
+            let mut indices = vec![9; 3];
+            shuffle.batch(number, &mut indices);
+            indices
+        };
+        let mut shuffle = Shuffle::new(3, 50, 7);
+        let drawn: Vec<usize> = (0..100).flat_map(|number| batch(&mut shuffle, number)).collect();
         for epoch in drawn.chunks_exact(50) {
             let mut sorted = epoch.to_vec();
             sorted.sort();
             assert_eq!(sorted, (0..50).collect::<Vec<_>>());
         }
         assert_ne!(drawn[..50], drawn[50..100]);
-        let again = Shuffle::new(3, 50, 7);
-        assert_eq!(again.batch(60), drawn[420..427]);
-        assert_eq!(again.batch(0), drawn[..7]);
+        let mut again = Shuffle::new(3, 50, 7);
+        assert_eq!(batch(&mut again, 60), drawn[420..427]);
+        assert_eq!(batch(&mut again, 0), drawn[..7]);
     }
 }

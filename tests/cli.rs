@@ -1,12 +1,15 @@
 //! The program from outside: what it says and how it exits when its inputs are bad, when the disk is full, when it is
 //! interrupted, and when all is well.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use common::{done, json, program, run, snapshot, text};
 use tempfile::TempDir;
 
 /// A command that must fail: what is wrong, the arguments, the exit code, and what stderr must say.
@@ -143,46 +146,6 @@ const TOLERATED: &[(&str, &str, &[&str])] = &[
     ("pictures of another size", "visualize run --frames pictures --units 1 --steps 1", &["resized to 24x24"]),
 ];
 
-fn program() -> Command {
-    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("striate"));
-    // A backtrace would show if there was one.
-    command.env("RUST_BACKTRACE", "1").env_remove("STRIATE_CPU");
-    command
-}
-
-/// Runs a line such as `NAME=value train x.toml` in a folder.
-fn run(folder: &Path, line: &str) -> Output {
-    let mut command = program();
-    command.current_dir(folder);
-    let is_variable = |word: &&str| word.starts_with("STRIATE_");
-    let words: Vec<&str> = line.split_whitespace().collect();
-    for word in words.iter().take_while(|word| is_variable(word)) {
-        let (name, value) = word.split_once('=').unwrap();
-        command.env(name, value);
-    }
-    command.args(words.into_iter().skip_while(is_variable)).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Runs a line that must succeed; returns its stdout.
-fn done(folder: &Path, line: &str) -> String {
-    let output = run(folder, line);
-    assert_eq!(output.status.code(), Some(0), "{line}: {}", text(&output.stderr));
-    text(&output.stdout)
-}
-
-/// The same with `--json`: stdout is one JSON object and nothing else.
-fn json(folder: &Path, line: &str) -> serde_json::Value {
-    let stdout = done(folder, &format!("{line} --json"));
-    let value: serde_json::Value =
-        serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{line}: {e}: {stdout}"));
-    assert!(value.is_object() && stdout.lines().count() == 1, "{line}: {stdout}");
-    value
-}
-
 /// A failure as every one must be: the code, one line `error:`, every word, no panic.
 fn check_failure(output: &Output, case: &str, code: i32, words: &[&str]) {
     let stderr = text(&output.stderr);
@@ -204,13 +167,6 @@ fn check_prefixes(stderr: &str, case: &str) {
     let known =
         |line: &str| ["error: ", "warning: ", "skipped: "].iter().any(|prefix| line.starts_with(prefix));
     assert!(stderr.lines().all(known), "{case}: {stderr}");
-}
-
-/// Every file below a folder.
-fn snapshot(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let files = walkdir::WalkDir::new(folder).into_iter().map(Result::unwrap);
-    let files = files.filter(|entry| entry.file_type().is_file());
-    files.map(|entry| (entry.path().to_owned(), fs::read(entry.path()).unwrap())).collect()
 }
 
 fn copy_folder(from: &Path, to: &Path) {
@@ -418,6 +374,10 @@ fn a_full_disk_is_named_and_leaves_nothing_half_written() {
             &["frames-00000.tar", "cannot write", "No space left"],
         ),
         ("train tiny.toml --frames f --out", &["a checkpoint in", "needs", "bytes", "are free"]),
+        (
+            "train tiny.toml --frames f --set input.height=99 --set input.width=99 --out",
+            &["12 decoded pictures of 99x99x1 in", "needs 117612 bytes", "are free"],
+        ),
     ] {
         let output = run(folder.path(), &format!("{line} {disk_name}/new"));
         check_failure(&output, line, 1, words);

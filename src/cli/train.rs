@@ -10,6 +10,7 @@ use signal_hook::flag;
 
 use striate::config::RunConfig;
 use striate::dataset::Dataset;
+use striate::error::Error;
 use striate::frames::FrameStore;
 use striate::training::{Options, check_folder, train};
 
@@ -30,7 +31,7 @@ pub struct TrainArgs {
     /// Frames to learn from: a frame set, WebDataset tar shards, or a folder of pictures.
     #[arg(long)]
     frames: PathBuf,
-    /// Run folder: settings as used, log.jsonl, checkpoints.
+    /// Run folder: settings as used, log.jsonl, checkpoints, decoded frames (frames.u8).
     #[arg(long, default_value = "outputs/run")]
     out: PathBuf,
     /// Replace one setting, e.g. `training.rate=0.01` or `stages.2.maps=32`. May be repeated.
@@ -55,7 +56,8 @@ pub fn run(args: TrainArgs, global: Global) -> anyhow::Result<ExitCode> {
     check_folder(&args.out, args.resume)?;
     let store = FrameStore::open(&args.frames)?;
     let bar = global.progress(store.len() as u64, "frames");
-    let frames = Dataset::load(&store, config.input_shape(), || bar.inc(1))?;
+    std::fs::create_dir_all(&args.out).map_err(Error::io(&args.out, "create"))?;
+    let mut frames = Dataset::load(&store, config.input_shape(), &args.out, true, || bar.inc(1))?;
     bar.finish();
     global.warn(&frames.warnings);
 
@@ -76,7 +78,7 @@ pub fn run(args: TrainArgs, global: Global) -> anyhow::Result<ExitCode> {
         frames: &args.frames,
         interrupted: &interrupted,
     };
-    let summary = train(&config, &frames, &args.out, &options, |step, line| {
+    let summary = train(&config, &mut frames, &args.out, &options, |step, line| {
         if bar.position() == 0 && step > 1 {
             bar.reset_eta(); // a resumed run did not do the first steps now
         }

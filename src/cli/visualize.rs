@@ -100,7 +100,7 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
     };
     let store = FrameStore::open(&frames)?;
     let bar = global.progress(store.len() as u64, "frames");
-    let dataset = Dataset::load(&store, checkpoint.config.input_shape(), || bar.inc(1))?;
+    let dataset = Dataset::load(&store, checkpoint.config.input_shape(), &args.run, false, || bar.inc(1))?;
     bar.finish();
     global.warn(&dataset.warnings);
 

@@ -14,6 +14,7 @@ use super::layout::{FRAME_TABLE, SUMMARY, read_summary};
 use super::record::PLACE_COLUMNS;
 use super::table::TableReader;
 use crate::error::{Error, Result};
+use crate::rng;
 use crate::video::still;
 
 const PICTURE_ENDINGS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "bmp", "gif"];
@@ -261,6 +262,31 @@ impl FrameStore {
     /// What was wrong with the files on opening, a line each.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// A number that changes when pictures or tar files are added, removed, renamed or written to, but not when all are moved
+    /// to another place: it is made of names, places, lengths and times of change, and no picture is read.
+    pub fn identity(&self) -> String {
+        let stamp = |path: &Path| {
+            let meta = path.metadata().ok()?;
+            let since = meta.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+            Some((meta.len(), since.as_nanos()))
+        };
+        let mut hash = 0;
+        let mut add = |name: &str, numbers: &dyn std::fmt::Debug| {
+            hash = rng::stable_hash(format!("{hash} {name:?} {numbers:?}").as_bytes());
+        };
+        for file in self.files.iter().filter(|_| self.in_tar) {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            add(&name, &stamp(file));
+        }
+        for Entry { file, member, picture, .. } in &self.entries {
+            match self.in_tar {
+                true => add(member, &(file, picture.offset, picture.length)),
+                false => add(member, &stamp(&self.files[0].join(&**member))),
+            }
+        }
+        format!("{hash:016x}")
     }
 
     /// Reads and decodes a picture, turned upright if it says how.

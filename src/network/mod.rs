@@ -1,6 +1,7 @@
 //! The network: stages in order, and the memory that a minibatch takes on its way through them.
 
 pub mod checkpoint;
+mod convolve;
 pub mod objective;
 pub mod plain;
 pub mod preprocess;

@@ -4,7 +4,10 @@
 //! saved with the weights, and undone for display.
 
 use faer::{Mat, Side};
-use ndarray::{Array1, Array2, Array3, Array4, ArrayView2, ArrayView3, Axis};
+use ndarray::linalg::{general_mat_mul, general_mat_vec_mul};
+use ndarray::{
+    Array1, Array2, Array3, Array4, ArrayView2, ArrayView3, ArrayViewMut2, Axis, aview_mut1, aview1,
+};
 use rand::Rng;
 use rayon::prelude::*;
 
@@ -12,11 +15,13 @@ use crate::config::{self, Preprocess};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::geometry::MapShape;
+use crate::kernels::{LANES, with_scratch};
 use crate::network::Workspace;
+use crate::network::convolve::{convolve, deconvolve};
 use crate::rng;
 
 /// Added to a picture's contrast (pixels from 0 to 1) before dividing by it, so that flat pictures stay quiet.
-const CONTRAST_FLOOR: f32 = 0.02;
+const CONTRAST_FLOOR: f64 = 0.02;
 
 /// Most numbers held while fitting.
 const FIT_VALUES: usize = 32_000_000;
@@ -114,11 +119,9 @@ impl Whitening {
                 // Variance 1, measured on whole pictures.
                 let some = &chosen[..count.min(200)];
                 let power = |&index: &usize| {
-                    let x = Array3::from_shape_vec(dims(shape), normalise(pictures.pixels(index)));
-                    convolve(&filter, x.expect("a picture's values").view())
-                        .mapv(|x| x * x)
-                        .mean()
-                        .unwrap_or(0.0)
+                    let mut white = vec![0.0; shape.len()];
+                    convolve(&filter, shape, &normalise(pictures.pixels(index)), &mut white);
+                    white.iter().map(|x| x * x).sum::<f32>() / white.len() as f32
                 };
                 let variance = some.par_iter().map(power).sum::<f32>() / some.len() as f32;
                 filter /= variance.sqrt().max(f32::MIN_POSITIVE);
@@ -130,33 +133,56 @@ impl Whitening {
 
     /// One picture's 8-bit pixels, `[channel, row, column]`, as the network takes them.
     pub fn apply(&self, pixels: &[u8]) -> Vec<f32> {
+        let mut values = vec![0.0; self.shape.len()];
+        self.apply_to(pixels, &mut values);
+        values
+    }
+
+    fn apply_to(&self, pixels: &[u8], out: &mut [f32]) {
         assert_eq!(pixels.len(), self.shape.len(), "a picture of another size");
         match &self.transform {
-            Transform::None => pixels.iter().map(|&p| f32::from(p) / 255.0).collect(),
-            Transform::Zca { mean, matrix, .. } => {
-                let x = Array1::from_vec(normalise(pixels)) - mean;
-                matrix.dot(&x).into_raw_vec_and_offset().0
-            }
-            Transform::Conv { filter } => {
-                let x =
-                    Array3::from_shape_vec(dims(self.shape), normalise(pixels)).expect("a picture's values");
-                convolve(filter, x.view()).into_raw_vec_and_offset().0
-            }
+            Transform::None => out.iter_mut().zip(pixels).for_each(|(x, &p)| *x = f32::from(p) / 255.0),
+            Transform::Zca { mean, matrix, .. } => with_scratch([pixels.len()], |[normal]| {
+                normalise_to(pixels, normal);
+                normal.iter_mut().zip(mean).for_each(|(x, mean)| *x -= mean);
+                general_mat_vec_mul(1.0, matrix, &aview1(normal), 0.0, &mut aview_mut1(out));
+            }),
+            Transform::Conv { filter } => with_scratch([pixels.len()], |[normal]| {
+                normalise_to(pixels, normal);
+                convolve(filter, self.shape, normal, out);
+            }),
         }
     }
 
     /// Pictures of a dataset as the network takes them, one a row.
     pub fn apply_all(&self, pictures: &Dataset, indices: &[usize]) -> Array2<f32> {
+        let mut scratch = Scratch::default();
+        self.apply_rows(pictures, indices, &mut scratch);
         let size = (indices.len(), self.shape.len());
-        if let Transform::Zca { mean, matrix, .. } = &self.transform {
-            let rows: Vec<f32> =
-                indices.par_iter().flat_map_iter(|&i| normalise(pictures.pixels(i))).collect();
-            let mut x = Array2::from_shape_vec(size, rows).expect("rows of one length");
-            x -= mean;
-            return x.dot(matrix);
-        }
-        let rows: Vec<f32> = indices.par_iter().flat_map_iter(|&i| self.apply(pictures.pixels(i))).collect();
-        Array2::from_shape_vec(size, rows).expect("rows of one length")
+        Array2::from_shape_vec(size, scratch.white).expect("rows of one length")
+    }
+
+    /// The same, left in `scratch.white`; the threads of the pool share the pictures.
+    fn apply_rows(&self, pictures: &Dataset, indices: &[usize], scratch: &mut Scratch) {
+        let len = self.shape.len();
+        let Scratch { normal, white } = scratch;
+        white.resize(indices.len() * len, 0.0);
+        let each = |rows: &mut [f32], work: &(dyn Fn(&[u8], &mut [f32]) + Sync)| {
+            let rows = rows.par_chunks_exact_mut(len).zip(indices);
+            rows.for_each(|(row, &index)| work(pictures.pixels(index), row));
+        };
+        let Transform::Zca { mean, matrix, .. } = &self.transform else {
+            return each(white, &|pixels, row| self.apply_to(pixels, row));
+        };
+        normal.resize(indices.len() * len, 0.0);
+        each(normal, &|pixels, row| {
+            normalise_to(pixels, row);
+            row.iter_mut().zip(mean).for_each(|(x, mean)| *x -= mean);
+        });
+        let size = (indices.len(), len);
+        let x = ArrayView2::from_shape(size, normal).expect("rows of one length");
+        let mut out = ArrayViewMut2::from_shape(size, white).expect("rows of one length");
+        general_mat_mul(1.0, &x, matrix, 0.0, &mut out);
     }
 
     /// The change of the picture that changes its preprocessed values by `values`: what a filter or stimulus looks like in
@@ -175,11 +201,23 @@ impl Whitening {
 
 /// Pixels with the picture's mean and contrast removed.
 fn normalise(pixels: &[u8]) -> Vec<f32> {
-    let count = pixels.len() as f32;
-    let mean = pixels.iter().map(|&p| f32::from(p)).sum::<f32>() / count / 255.0;
-    let square = pixels.iter().map(|&p| (f32::from(p) / 255.0 - mean).powi(2)).sum::<f32>();
-    let contrast = (square / count).sqrt() + CONTRAST_FLOOR;
-    pixels.iter().map(|&p| (f32::from(p) / 255.0 - mean) / contrast).collect()
+    let mut out = vec![0.0; pixels.len()];
+    normalise_to(pixels, &mut out);
+    out
+}
+
+fn normalise_to(pixels: &[u8], out: &mut [f32]) {
+    // Pieces whose sums fit in 32 bits, which vectors add fastest; whole numbers, so that a flat picture becomes 0.
+    let sum = |f: fn(u32) -> u32| -> u64 {
+        let piece = |piece: &[u8]| u64::from(piece.iter().map(|&p| f(u32::from(p))).sum::<u32>());
+        pixels.chunks(1 << 15).map(piece).sum()
+    };
+    let count = pixels.len() as f64;
+    let (mean, square) = (sum(|p| p) as f64 / count, sum(|p| p * p) as f64 / count);
+    let deviation = (square - mean * mean).max(0.0).sqrt();
+    let scale = (1.0 / (deviation + 255.0 * CONTRAST_FLOOR)) as f32;
+    let mean = mean as f32;
+    out.iter_mut().zip(pixels).for_each(|(x, &p)| *x = (f32::from(p) - mean) * scale);
 }
 
 fn dims(shape: MapShape) -> (usize, usize, usize) {
@@ -217,86 +255,33 @@ impl Spectrum {
     }
 }
 
-/// Where a row or column outside the picture is mirrored to.
-fn mirror(at: isize, len: usize) -> usize {
-    let last = len as isize - 1;
-    let at = at.abs();
-    (if at > last { 2 * last - at } else { at }) as usize
-}
-
-/// Convolution of a picture that goes on mirrored outside; the size is kept.
-fn convolve(filter: &Array4<f32>, x: ArrayView3<f32>) -> Array3<f32> {
-    let (channels, rows, cols) = x.dim();
-    let half = filter.len_of(Axis(2)) / 2;
-    let outside = |at: usize, len| mirror(at as isize - half as isize, len);
-    let padded = Array3::from_shape_fn((channels, rows + 2 * half, cols + 2 * half), |(c, y, x0)| {
-        x[(c, outside(y, rows), outside(x0, cols))]
-    });
-    let mut out = Array3::zeros(x.raw_dim());
-    for ((to, from, dy, dx), &weight) in filter.indexed_iter() {
-        let source = padded.slice(ndarray::s![from, dy..dy + rows, dx..dx + cols]);
-        out.index_axis_mut(Axis(0), to).scaled_add(weight, &source);
-    }
-    out
-}
-
-/// The transpose of [`convolve`].
-fn convolve_transposed(filter: &Array4<f32>, z: ArrayView3<f32>) -> Array3<f32> {
-    let (channels, rows, cols) = z.dim();
-    let half = filter.len_of(Axis(2)) / 2;
-    let mut padded = Array3::zeros((channels, rows + 2 * half, cols + 2 * half));
-    for ((to, from, dy, dx), &weight) in filter.indexed_iter() {
-        let mut target = padded.slice_mut(ndarray::s![from, dy..dy + rows, dx..dx + cols]);
-        target.scaled_add(weight, &z.index_axis(Axis(0), to));
-    }
-    let mut out = Array3::zeros(z.raw_dim());
-    let outside = |at: usize, len| mirror(at as isize - half as isize, len);
-    for ((c, y, x), &value) in padded.indexed_iter() {
-        out[(c, outside(y, rows), outside(x, cols))] += value;
-    }
-    out
-}
-
-/// Solves `convolve(filter, x) = values` for x by conjugate gradients on the damped normal equations.
-fn deconvolve(filter: &Array4<f32>, values: ArrayView3<f32>) -> Array3<f32> {
-    const STEPS: usize = 40;
-    const DAMPING: f32 = 1e-4;
-    let normal =
-        |x: &Array3<f32>| convolve_transposed(filter, convolve(filter, x.view()).view()) + &(x * DAMPING);
-    let dot = |a: &Array3<f32>, b: &Array3<f32>| (a * b).sum();
-    let mut residual = convolve_transposed(filter, values);
-    let mut x = Array3::zeros(residual.raw_dim());
-    let mut direction = residual.clone();
-    let mut size = dot(&residual, &residual);
-    let small = 1e-10 * size;
-    for _ in 0..STEPS {
-        if size <= small {
-            break;
-        }
-        let image = normal(&direction);
-        let step = size / dot(&direction, &image);
-        x.scaled_add(step, &direction);
-        residual.scaled_add(-step, &image);
-        let next = dot(&residual, &residual);
-        direction = &residual + &(&direction * (next / size));
-        size = next;
-    }
-    x
+/// Memory for preprocessing, kept so that nothing is allocated from the second minibatch on.
+#[derive(Default)]
+pub struct Scratch {
+    /// Pictures with mean and contrast removed, one a row.
+    normal: Vec<f32>,
+    /// Preprocessed pictures, one a row.
+    white: Vec<f32>,
 }
 
 /// Pictures of a dataset as the network takes them: preprocessed once where that fits in memory, else when asked for.
 pub struct Inputs<'a> {
     dataset: &'a Dataset,
     whitening: &'a Whitening,
-    ready: Option<Array2<f32>>,
+    /// All of them, one a row.
+    ready: Option<Vec<f32>>,
 }
 
 impl<'a> Inputs<'a> {
     /// Preprocesses all pictures now if they take at most `budget` bytes.
     pub fn new(dataset: &'a Dataset, whitening: &'a Whitening, budget: usize) -> Inputs<'a> {
         let fits = 4 * dataset.len() * dataset.shape.len() <= budget;
-        let all: Vec<usize> = (0..dataset.len()).collect();
-        Inputs { dataset, whitening, ready: fits.then(|| whitening.apply_all(dataset, &all)) }
+        let all = || {
+            let mut scratch = Scratch::default();
+            whitening.apply_rows(dataset, &(0..dataset.len()).collect::<Vec<_>>(), &mut scratch);
+            scratch.white
+        };
+        Inputs { dataset, whitening, ready: fits.then(all) }
     }
 
     /// Pictures there are.
@@ -311,8 +296,9 @@ impl<'a> Inputs<'a> {
 
     /// One picture's values.
     pub fn picture(&self, index: usize) -> Array3<f32> {
+        let len = self.dataset.shape.len();
         let values = match &self.ready {
-            Some(ready) => ready.row(index).to_vec(),
+            Some(ready) => ready[index * len..][..len].to_vec(),
             None => self.whitening.apply(self.dataset.pixels(index)),
         };
         Array3::from_shape_vec(dims(self.dataset.shape), values).expect("a picture's values")
@@ -321,16 +307,40 @@ impl<'a> Inputs<'a> {
     /// Makes these pictures the minibatch of `work`.
     pub fn load(&self, indices: &[usize], work: &mut Workspace) {
         work.start(indices.len());
-        let made = self.ready.is_none().then(|| self.whitening.apply_all(self.dataset, indices));
-        let rows: Vec<&[f32]> = match (&self.ready, &made) {
-            (Some(ready), _) => indices.iter().map(|&index| row(ready.view(), index)).collect(),
-            (None, Some(made)) => (0..indices.len()).map(|index| row(made.view(), index)).collect(),
-            (None, None) => unreachable!("made where not ready"),
+        self.fill(indices, work.lanes, &mut work.input, &mut Scratch::default());
+    }
+
+    /// Writes these pictures into the first of `lanes` lanes of `input`, `[row, column, channel, lane]`.
+    pub fn fill(&self, indices: &[usize], lanes: usize, input: &mut [f32], scratch: &mut Scratch) {
+        /// Places that are done together: each row is read, and each line of the cache written, in one go.
+        const RUN: usize = 64;
+        let MapShape { channels, .. } = self.dataset.shape;
+        let len = self.dataset.shape.len();
+        assert!(indices.len() <= lanes && input.len() == len * lanes, "a minibatch of another size");
+        if self.ready.is_none() {
+            self.whitening.apply_rows(self.dataset, indices, scratch);
+        }
+        let row = |lane: usize| match &self.ready {
+            Some(ready) => &ready[indices[lane] * len..][..len],
+            None => &scratch.white[lane * len..][..len],
         };
-        let MapShape { channels, rows: height, cols } = self.dataset.shape;
-        for (place, lanes) in work.input.chunks_exact_mut(work.lanes).enumerate() {
-            let value = place % channels * height * cols + place / channels;
-            lanes.iter_mut().zip(&rows).for_each(|(lane, row)| *lane = row[value]);
+        let plane = len / channels;
+        for (number, places) in input.chunks_mut(RUN * channels * lanes).enumerate() {
+            for (channel, group) in (0..channels).flat_map(|c| (0..lanes).step_by(LANES).map(move |g| (c, g)))
+            {
+                for lane in group..indices.len().min(group + LANES) {
+                    let values = &row(lane)[channel * plane + number * RUN..];
+                    let places = places[channel * lanes + lane..].iter_mut().step_by(channels * lanes);
+                    places.zip(values).for_each(|(place, value)| *place = *value);
+                }
+            }
+        }
+    }
+
+    /// Tells the system which pictures [`fill`](Self::fill) is about to read.
+    pub fn announce(&self, indices: &[usize]) {
+        if self.ready.is_none() {
+            indices.iter().for_each(|&index| self.dataset.announce(index));
         }
     }
 
@@ -340,10 +350,6 @@ impl<'a> Inputs<'a> {
         let norm = |index| self.picture(index).iter().map(|x| x * x).sum::<f32>().sqrt();
         (0..count).into_par_iter().map(norm).sum::<f32>() / count as f32
     }
-}
-
-fn row<'a>(rows: ArrayView2<'a, f32>, index: usize) -> &'a [f32] {
-    rows.index_axis_move(Axis(0), index).to_slice().expect("rows are contiguous")
 }
 
 #[cfg(test)]
@@ -412,15 +418,26 @@ mod tests {
     }
 
     #[test]
-    fn the_transposed_convolution_is_the_adjoint() {
-        let (_, whitening) = fitted(Preprocess::Conv, MapShape { channels: 3, rows: 12, cols: 10 });
-        let Transform::Conv { filter } = whitening.transform else { panic!("fitted as asked") };
-        let mut rng = rng::stream(2, "adjoint", 0);
-        let mut draw = || Array3::from_shape_simple_fn((3, 12, 10), || rng.random_range(-1.0..1.0f32));
-        let (x, z) = (draw(), draw());
-        let left = (&convolve(&filter, x.view()) * &z).sum();
-        let right = (&x * &convolve_transposed(&filter, z.view())).sum();
-        assert!((left - right).abs() < 1e-3 * (1.0 + left.abs()), "{left} != {right}");
+    fn minibatches_are_the_same_whether_pictures_are_kept_or_made_when_asked_for() {
+        for preprocess in [Preprocess::None, Preprocess::Zca, Preprocess::Conv] {
+            let shape = MapShape { channels: 3, rows: 13, cols: 11 };
+            let (pictures, whitening) = fitted(preprocess, shape);
+            let indices: Vec<usize> = (0..21).map(|n| 17 * n % 600).collect();
+            for budget in [0, usize::MAX] {
+                let inputs = Inputs::new(&pictures, &whitening, budget);
+                let mut input = vec![0.0; shape.len() * 32];
+                inputs.fill(&indices, 32, &mut input, &mut Scratch::default());
+                for (lane, &index) in indices.iter().enumerate() {
+                    let wanted = whitening.apply(pictures.pixels(index));
+                    for (at, &want) in wanted.iter().enumerate() {
+                        let (channel, place) = (at / (13 * 11), at % (13 * 11));
+                        let got = input[(place * 3 + channel) * 32 + lane];
+                        assert!((got - want).abs() < 1e-4, "{preprocess:?} {budget}: {got} != {want}");
+                    }
+                }
+                assert!(input.chunks(32).all(|lanes| lanes[21..].iter().all(|&x| x == 0.0)));
+            }
+        }
     }
 
     #[test]

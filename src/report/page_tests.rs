@@ -27,7 +27,8 @@ fn run() -> tempfile::TempDir {
         let (stage, reconstruction, sparsity) = (1, 8.0 / step as f64, 2.0);
         let (loss, unexplained, balance) = (reconstruction + sparsity, 0.25, 0.5);
         let stages = vec![StageLine { stage, reconstruction, sparsity, loss, unexplained, balance }];
-        LogLine { step, images: step, seconds: 1.0, rate: 0.1, images_per_second: 5.0, stages }
+        let (images_per_second, stall_seconds) = (5.0, 0.0);
+        LogLine { step, images: step, seconds: 1.0, rate: 0.1, images_per_second, stall_seconds, stages }
     };
     let log: Vec<String> = [10, 20].map(|step| serde_json::to_string(&line(step)).unwrap()).into();
     fs::write(run.path().join("log.jsonl"), log.join("\n")).unwrap();

@@ -1,6 +1,7 @@
 //! Trains a network: replicas on threads, each with its own minibatches, update one set of weights, and none waits for
 //! another (paper §4.1). Stage by stage or all together, with checkpoints to go on from.
 
+mod feeder;
 pub mod monitor;
 pub mod optimiser;
 
@@ -9,18 +10,19 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::RunConfig;
-use crate::dataset::{Dataset, Shuffle, available_memory};
+use crate::dataset::{Dataset, Shuffle, available_memory, is_cache_file};
 use crate::error::{Error, Result};
-use crate::kernels::{Cpu, Rows};
+use crate::kernels::{Buffer, Cpu, Rows, lanes_for};
 use crate::network::checkpoint::{self, Checkpoint};
-use crate::network::preprocess::{Inputs, Whitening};
+use crate::network::preprocess::{Inputs, Scratch, Whitening};
 use crate::network::{Network, training_bytes};
+use feeder::Feeder;
 use monitor::{LogLine, Monitor, Position};
 use optimiser::{Step, schedule};
 
@@ -87,6 +89,8 @@ pub struct Summary {
     pub seconds: f64,
     /// Replicas that trained.
     pub replicas: usize,
+    /// Share of the replicas' time in this call that they waited for minibatches.
+    pub stall: f64,
     /// Frames there were.
     pub frames: usize,
     /// Loss of each stage in its first and last line of the log.
@@ -115,10 +119,14 @@ impl fmt::Display for Summary {
             (true, _) => "trained",
             _ => "interrupted and saved",
         };
-        let Summary { steps, images, seconds, replicas, frames, .. } = self;
+        let Summary { steps, images, seconds, replicas, stall, frames, .. } = self;
         let rate = *images as f64 / seconds.max(1e-9);
         writeln!(f, "{state}: {steps} steps, {images} images ({frames} frames) in {seconds:.0} s")?;
-        writeln!(f, "{replicas} replicas, {rate:.0} images/s")?;
+        writeln!(
+            f,
+            "{replicas} replicas, {rate:.0} images/s, {:.1} % of their time spent waiting for frames",
+            100.0 * stall
+        )?;
         for s in &self.stages {
             let (first, last, share) = (s.first_loss, s.last_loss, 100.0 * s.unexplained);
             writeln!(
@@ -138,21 +146,20 @@ struct Run<'a> {
     out: &'a Path,
     network: Network,
     whitening: &'a Whitening,
-    inputs: Inputs<'a>,
-    shuffle: Shuffle,
     monitor: Mutex<Monitor>,
     interrupted: &'a AtomicUsize,
 }
 
 /// Trains as `config` says on `frames`, in the run folder `out`; `watch` is told of every step (the last step of the
-/// run, and a line of the log when one was written).
+/// run, and a line of the log when one was written). Newly decoded frames are kept, once it is clear that the run can use
+/// them.
 ///
 /// # Errors
 /// The folder holds a run already (or, to go on, one of other settings or frames), does not fit in memory, cannot be
-/// written, or the loss is no number any more; the last checkpoint stays good in every case.
+/// written, a minibatch cannot be prepared, or the loss is no number any more; the last checkpoint stays good in every case.
 pub fn train(
     config: &RunConfig,
-    frames: &Dataset,
+    frames: &mut Dataset,
     out: &Path,
     options: &Options,
     watch: impl Fn(u64, Option<&LogLine>) + Sync,
@@ -173,10 +180,13 @@ pub fn train(
     let used = FramesUsed {
         path: fs::canonicalize(options.frames).unwrap_or_else(|_| options.frames.to_owned()),
         count: frames.len(),
-        fingerprint: frames.fingerprint(),
+        fingerprint: frames.fingerprint().to_owned(),
     };
-    let (network, whitening, mut state) = match from {
-        Some(folder) => resume(&folder, config, &used)?,
+    let resumed = from.map(|folder| resume(&folder, config, &used)).transpose()?;
+    frames.keep()?;
+    let frames = &*frames;
+    let (network, whitening, mut state) = match resumed {
+        Some(resumed) => resumed,
         None => {
             let whitening = Whitening::fit(&config.input, frames, options.seed)?;
             let network = Network::new(config, options.seed)?;
@@ -193,34 +203,36 @@ pub fn train(
             )
         }
     };
-    let run = Run {
-        config,
-        out,
-        network,
-        whitening: &whitening,
-        inputs: Inputs::new(frames, &whitening, (available_memory() / 4) as usize),
-        shuffle: Shuffle::new(state.seed, frames.len(), config.training.batch),
-        monitor: Mutex::new(Monitor::open(
-            &out.join("log.jsonl"),
-            state.log_bytes,
-            config.training.log_every,
-        )?),
-        interrupted: options.interrupted,
-    };
+    let log = out.join("log.jsonl");
+    let monitor = Monitor::open(&log, state.log_bytes, config.training.log_every)?;
+    let (monitor, interrupted) = (Mutex::new(monitor), options.interrupted);
+    let run = Run { config, out, network, whitening: &whitening, monitor, interrupted };
+    let inputs = Inputs::new(frames, &whitening, (available_memory() / 4) as usize);
     let phases = config.phases();
-    let steps_before = state.step;
-    while let Some((stages, steps)) = phases.get(state.phase) {
-        run.train_until_checkpoint(&mut state, stages, *steps, (options.threads, replicas), &watch)?;
-        if state.phase_step == *steps {
-            state.phase += 1;
-            state.phase_step = 0;
+    let (steps_before, seconds_before) = (state.step, state.seconds);
+    std::thread::scope(|scope| -> Result<()> {
+        let shuffle = Shuffle::new(state.seed, frames.len(), config.training.batch);
+        let left = phases.iter().skip(state.phase).map(|(_, steps)| steps).sum::<u64>() - state.phase_step;
+        let numbers = state.step..state.step + left;
+        let prepare = prepare(&inputs, shuffle, lanes_for(config.training.batch), state.step);
+        let len = inputs_len(config);
+        let feeder = Feeder::start(scope, numbers, (ahead(replicas), len), prepare)?;
+        while let Some((stages, steps)) = phases.get(state.phase) {
+            let threads = (options.threads, replicas);
+            run.train_until_checkpoint(&mut state, stages, *steps, threads, &feeder, &watch)?;
+            if state.phase_step == *steps {
+                state.phase += 1;
+                state.phase_step = 0;
+            }
+            run.save(&state)?;
+            if options.interrupted.load(Ordering::Relaxed) != 0 {
+                break;
+            }
         }
-        run.save(&state)?;
-        if options.interrupted.load(Ordering::Relaxed) != 0 {
-            break;
-        }
-    }
-    let log = monitor::read_log(&out.join("log.jsonl"))?;
+        Ok(())
+    })?;
+    let replica_seconds = replicas as f64 * (state.seconds - seconds_before);
+    let stall = run.lock_monitor().stall().as_secs_f64() / replica_seconds.max(f64::MIN_POSITIVE);
     Ok(Summary {
         run: out.into(),
         finished: state.phase == phases.len(),
@@ -229,9 +241,38 @@ pub fn train(
         images: state.images,
         seconds: state.seconds,
         replicas,
+        stall,
         frames: frames.len(),
-        stages: summarise(&log),
+        stages: summarise(&monitor::read_log(&log)?),
     })
+}
+
+/// Minibatches prepared before they are taken: one for each replica, as many again for when it is slow, and one at work.
+fn ahead(replicas: usize) -> usize {
+    2 * replicas + 1
+}
+
+/// Numbers in the input of a minibatch.
+fn inputs_len(config: &RunConfig) -> usize {
+    config.input_shape().len() * lanes_for(config.training.batch)
+}
+
+/// What prepares the minibatches of a run, in turn from number `first`.
+fn prepare<'a>(
+    inputs: &'a Inputs,
+    mut shuffle: Shuffle,
+    lanes: usize,
+    first: u64,
+) -> impl FnMut(u64, &mut Buffer) -> Result<()> + Send + 'a {
+    let (mut indices, mut following, mut scratch) = (Vec::new(), Vec::new(), Scratch::default());
+    shuffle.batch(first, &mut following);
+    move |number, buffer| {
+        std::mem::swap(&mut indices, &mut following);
+        shuffle.batch(number + 1, &mut following);
+        inputs.announce(&following);
+        inputs.fill(&indices, lanes, buffer, &mut scratch);
+        Ok(())
+    }
 }
 
 impl Run<'_> {
@@ -242,14 +283,15 @@ impl Run<'_> {
         stages: &Range<usize>,
         steps: u64,
         (threads, replicas): (usize, usize),
+        feeder: &Feeder,
         watch: &(impl Fn(u64, Option<&LogLine>) + Sync),
     ) -> Result<()> {
         let training = &self.config.training;
         let begun = Instant::now();
         let until = Duration::from_secs_f64(60.0 * training.checkpoint_minutes);
         let (first_step, first_phase_step) = (state.step, state.phase_step);
-        // The next minibatch of the phase; replicas take numbers, and whoever is faster takes more.
-        let next = AtomicU64::new(first_phase_step);
+        let phase_step_of = |number: u64| first_phase_step + number - first_step;
+        let end = first_step + steps - first_phase_step;
         let failed = Mutex::new(None);
         let stop = AtomicBool::new(false);
         self.lock_monitor().start();
@@ -270,30 +312,31 @@ impl Run<'_> {
                 if interrupted || stop.load(Ordering::Relaxed) || begun.elapsed() > until {
                     return Ok(());
                 }
-                let phase_step = next.fetch_add(1, Ordering::Relaxed);
-                if phase_step >= steps {
-                    next.fetch_sub(1, Ordering::Relaxed);
-                    return Ok(());
-                }
-                let number = first_step + phase_step - first_phase_step;
-                self.inputs.load(&self.shuffle.batch(number), &mut work);
+                // Whoever is faster takes more.
+                let waiting = Instant::now();
+                let Some(number) = feeder.take(end, &mut work.input)? else { return Ok(()) };
+                let stall = waiting.elapsed();
+                let phase_step = phase_step_of(number);
                 let update = Step::new(self.network.cpu, training, schedule(training, phase_step, steps));
                 let losses = self.network.learn(&mut work, stages.clone(), training.objective, &update);
                 if let Some(bad) = losses.iter().position(|loss| !loss.total().is_finite()) {
                     return Err(Error::Diverged { stage: stages.start + bad + 1, step: number });
                 }
                 let at = position(phase_step + 1);
-                let line = self.lock_monitor().add(&losses, training.batch, &at)?;
+                let line = self.lock_monitor().add(&losses, training.batch, stall, &at)?;
                 watch(at.step, line.as_ref());
             }
         };
-        let pools = (0..replicas).map(|_| rayon::ThreadPoolBuilder::new().num_threads(each.max(1)).build());
+        let pooled = if each > 1 { replicas } else { 0 };
+        let pools = (0..pooled).map(|_| rayon::ThreadPoolBuilder::new().num_threads(each).build());
         let pools = pools.collect::<std::result::Result<Vec<_>, _>>();
         let pools = pools.map_err(|e| Error::Mismatch(format!("cannot start threads: {e}")))?;
         std::thread::scope(|scope| {
-            for pool in &pools {
-                scope.spawn(|| {
-                    let outcome = if each > 1 { pool.install(replica) } else { replica() };
+            for number in 0..replicas {
+                let pool = pools.get(number);
+                let (replica, stop, failed) = (&replica, &stop, &failed);
+                scope.spawn(move || {
+                    let outcome = pool.map_or_else(replica, |pool| pool.install(replica));
                     if let Err(error) = outcome {
                         stop.store(true, Ordering::Relaxed);
                         failed.lock().expect("no replica panics").get_or_insert(error);
@@ -304,7 +347,7 @@ impl Run<'_> {
         if let Some(error) = failed.into_inner().expect("no replica panics") {
             return Err(error);
         }
-        let done = next.into_inner();
+        let done = phase_step_of(feeder.next());
         let at = position(done);
         let line = self.lock_monitor().flush(&at)?;
         watch(at.step, line.as_ref());
@@ -351,9 +394,10 @@ pub fn check_folder(out: &Path, resume: bool) -> Result<()> {
     Err(Error::bad_file(out, problem))
 }
 
-/// True if the folder holds anything.
+/// True if the folder holds anything but decoded frames: those alone are what an interruption before the first step leaves.
 fn is_occupied(out: &Path) -> bool {
-    fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some())
+    let other = |entry: fs::DirEntry| !entry.file_name().to_str().is_some_and(is_cache_file);
+    fs::read_dir(out).is_ok_and(|entries| entries.flatten().any(other))
 }
 
 fn has_contrast(pixels: &[u8]) -> bool {
@@ -366,14 +410,17 @@ fn has_contrast(pixels: &[u8]) -> bool {
 /// As said, with what it would need and what there is.
 pub fn check_memory(config: &RunConfig, replicas: usize) -> Result<()> {
     let (weights, sums, maps) = training_bytes(config, replicas);
-    let (need_bytes, have_bytes) = (weights + sums + maps, available_memory());
+    let prepared = 4 * (inputs_len(config) * ahead(replicas)) as u64;
+    let (need_bytes, have_bytes) = (weights + sums + maps + prepared, available_memory());
     if need_bytes > have_bytes {
         let gb = |bytes| bytes as f64 / 1e9;
         let what = format!(
-            "training (weights {:.1} GB, optimiser {:.1} GB, activations of {replicas} replicas {:.1} GB)",
+            "training (weights {:.1} GB, optimiser {:.1} GB, activations of {replicas} replicas {:.1} GB, \
+             minibatches prepared ahead {:.1} GB)",
             gb(weights),
             gb(sums),
-            gb(maps)
+            gb(maps),
+            gb(prepared)
         );
         return Err(Error::NoRoom { what, need_bytes, have_bytes });
     }
@@ -424,4 +471,45 @@ fn summarise(log: &[LogLine]) -> Vec<StageSummary> {
         }
     }
     stages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::preprocess::Transform;
+
+    #[test]
+    fn a_minibatch_that_cannot_be_prepared_ends_the_run_with_its_error() {
+        let text = "[input]\nheight = 8\nwidth = 8\npreprocess = \"none\"\n[[stages]]\nmaps = 3\nfield = 5\npool = 2\n\
+                    lcn = 3\n[training]\nsteps = [1000]\nbatch = 16\n";
+        let config = RunConfig::parse(text, &[]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let whitening = Whitening { shape: config.input_shape(), transform: Transform::None };
+        let run = Run {
+            config: &config,
+            out: folder.path(),
+            network: Network::new(&config, 0).unwrap(),
+            whitening: &whitening,
+            monitor: Mutex::new(Monitor::open(&folder.path().join("log.jsonl"), 0, 5).unwrap()),
+            interrupted: &AtomicUsize::new(0),
+        };
+        let frames = FramesUsed { path: "frames".into(), count: 1, fingerprint: String::new() };
+        let (phase, phase_step, step, images, seconds, log_bytes, seed) = (0, 0, 0, 0, 0.0, 0, 0);
+        let mut state = State { phase, phase_step, step, images, seconds, log_bytes, seed, frames };
+        for threads in [3, 6] {
+            let outcome = std::thread::scope(|scope| {
+                let prepare = |number, input: &mut Buffer| match number {
+                    20 => Err(Error::Mismatch("the disk is gone".into())),
+                    _ => Ok(input
+                        .iter_mut()
+                        .zip((0u8..=255).cycle())
+                        .for_each(|(x, value)| *x = f32::from(value))),
+                };
+                let feeder = Feeder::start(scope, 0..1000, (ahead(3), inputs_len(&config)), prepare).unwrap();
+                run.train_until_checkpoint(&mut state, &(0..1), 1000, (threads, 3), &feeder, &|_, _| ())
+            });
+            let error = outcome.unwrap_err().to_string();
+            assert_eq!((error.as_str(), state.step), ("the disk is gone", 0), "{threads} threads");
+        }
+    }
 }

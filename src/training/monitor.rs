@@ -2,8 +2,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
+use std::mem;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,10 @@ pub struct LogLine {
     pub rate: f64,
     /// Frames a second.
     pub images_per_second: f64,
+    /// Seconds that replicas waited for minibatches since the line before, summed over replicas. Logs of older versions do not
+    /// have it.
+    #[serde(default)]
+    pub stall_seconds: f64,
     /// The stages that were learning.
     pub stages: Vec<StageLine>,
 }
@@ -53,7 +58,10 @@ pub struct Monitor {
     steps: u64,
     images: u64,
     losses: Vec<Loss>,
+    stall: Duration,
     since: Instant,
+    /// Up to the last line.
+    stall_before: Duration,
 }
 
 /// Where a run stands when a line is written.
@@ -83,8 +91,9 @@ impl Monitor {
             Ok(file)
         };
         let file = open().map_err(Error::io(path, "write"))?;
-        let (steps, images, losses) = (0, 0, Vec::new());
-        Ok(Monitor { path: path.into(), file, every, steps, images, losses, since: Instant::now() })
+        let (path, since) = (path.into(), Instant::now());
+        let (steps, images, losses, stall, stall_before) = (0, 0, Vec::new(), Duration::ZERO, Duration::ZERO);
+        Ok(Monitor { path, file, every, steps, images, losses, stall, since, stall_before })
     }
 
     /// Begins a new stretch of time, after a pause that counts for nothing.
@@ -92,15 +101,23 @@ impl Monitor {
         self.since = Instant::now();
     }
 
-    /// Takes the losses of a step and writes a line if it is time for one; returns that line.
+    /// Takes the losses of a step, and how long it waited for its `images` frames, and writes a line if it is time for one;
+    /// returns that line.
     ///
     /// # Errors
     /// The log cannot be written.
-    pub fn add(&mut self, losses: &[Loss], images: usize, at: &Position) -> Result<Option<LogLine>> {
+    pub fn add(
+        &mut self,
+        losses: &[Loss],
+        images: usize,
+        stall: Duration,
+        at: &Position,
+    ) -> Result<Option<LogLine>> {
         self.losses.resize(losses.len(), Loss::default());
         self.losses.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += *loss);
         self.steps += 1;
         self.images += images as u64;
+        self.stall += stall;
         if self.steps < self.every { Ok(None) } else { self.flush(at) }
     }
 
@@ -127,14 +144,21 @@ impl Monitor {
             seconds: at.seconds,
             rate: at.rate,
             images_per_second: self.images as f64 / self.since.elapsed().as_secs_f64().max(1e-9),
+            stall_seconds: self.stall.as_secs_f64(),
             stages: (at.first_stage + 1..).zip(&self.losses).map(stage).collect(),
         };
         let text = serde_json::to_string(&line).expect("a line is plain data");
         writeln!(self.file, "{text}").map_err(Error::io(&self.path, "write"))?;
         (self.steps, self.images) = (0, 0);
+        self.stall_before += mem::take(&mut self.stall);
         self.losses.clear();
         self.since = Instant::now();
         Ok(Some(line))
+    }
+
+    /// Time that replicas have waited for minibatches since the log was opened, summed over replicas.
+    pub fn stall(&self) -> Duration {
+        self.stall_before + self.stall
     }
 
     /// Bytes of the log so far.
