@@ -500,10 +500,13 @@ mod tests {
             let outcome = std::thread::scope(|scope| {
                 let prepare = |number, input: &mut Buffer| match number {
                     20 => Err(Error::Mismatch("the disk is gone".into())),
-                    _ => Ok(input
-                        .iter_mut()
-                        .zip((0u8..=255).cycle())
-                        .for_each(|(x, value)| *x = f32::from(value))),
+                    _ => {
+                        input
+                            .iter_mut()
+                            .zip((0u8..=255).cycle())
+                            .for_each(|(x, value)| *x = f32::from(value));
+                        Ok(())
+                    }
                 };
                 let feeder = Feeder::start(scope, 0..1000, (ahead(3), inputs_len(&config)), prepare).unwrap();
                 run.train_until_checkpoint(&mut state, &(0..1), 1000, (threads, 3), &feeder, &|_, _| ())
