@@ -187,7 +187,9 @@ impl Golden {
                     let problem = format!("stage{number}.{name} is {got:?}, its settings make it {want:?}");
                     return Err(Error::bad_file(&self.path, problem));
                 }
-                stage.set_weights(which, tensor.iter().map(|&w| w as f32));
+                for (row, weights) in tensor.outer_iter().enumerate() {
+                    stage.set_weights(which, row, weights.iter().map(|&w| w as f32));
+                }
             }
         }
         Ok(network)

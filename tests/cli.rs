@@ -129,6 +129,11 @@ const FAILURES: &[Failure] = &[
     // Golden files.
     ("missing golden file", "verify nowhere.safetensors", 1, &["nowhere.safetensors", "No such file"]),
     ("no golden file", "verify text.mp4", 1, &["text.mp4", "not a golden file"]),
+    ("verify meets a weight that is no number", "verify --run run-nan", 1, &["2 of 12 checks failed"]),
+    ("verify meets a file that was changed", "verify --run run-late", 1, &["1 of 12 checks failed"]),
+    ("verify misses the optimiser", "verify --run run-sumless", 1, &["2 of 9 checks failed"]),
+    ("verify meets half a checkpoint", "verify --run run-cut", 1, &["model.safetensors", "not a whole checkpoint"]),
+    ("verify a run without checkpoint", "verify --run run-without", 1, &["run-without", "no checkpoint"]),
     ("a checkpoint is no golden file", "verify run/checkpoints/step-0000000004/model.safetensors", 1, &["model.safetensors", "`spec`"]),
     ("golden file cut short", "verify cut.safetensors", 1, &["cut.safetensors", "not a golden file"]),
     ("golden file with a wrong value", "verify wrong.safetensors", 1, &["1 of", "off by more"]),
@@ -451,6 +456,8 @@ fn all_is_well_from_videos_to_pictures_and_stdout_is_one_json_object() {
         assert_eq!(json(dir, &format!("info {what}"))["kind"], kind);
     }
     assert_eq!(json(dir, "verify")["failed"], 0);
+    let whole = json(dir, "verify --run run");
+    assert!(whole["failed"] == 0 && whole["passed"].as_u64().unwrap() >= 12, "{whole}");
     // Going on with what is finished changes nothing.
     let before = snapshot(&dir.join("run/checkpoints"));
     let again =

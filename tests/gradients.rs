@@ -133,7 +133,8 @@ fn threads_that_share_the_rows_of_a_replica_change_no_bit() {
                 let mut work = network.workspace(20).with_rows(rows);
                 work.load(pictures.view());
                 let step = Step::new(network.cpu, &config.training, 1.0);
-                let losses: Vec<_> = (0..3).map(|_| network.learn(&mut work, 0..2, mode, &step)).collect();
+                let losses: Vec<_> =
+                    (0..3).map(|_| network.learn(&mut work, 0..2, mode, &step).to_vec()).collect();
                 network.forward(&mut work, 1);
                 network.input_gradient(&mut work, 1, Kind::Y, &[Unit { map: 1, row: 0, col: 0 }; 20]);
                 let gradient = work.unpack(&work.input_gradient, network.input);

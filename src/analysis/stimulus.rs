@@ -383,7 +383,9 @@ mod tests {
         assert_eq!(pictures(1), pictures(1));
         assert_ne!(pictures(1), pictures(2));
 
-        network.stages[0].set_weights(Weights::Encoder, std::iter::repeat(0.0));
+        let stage = &network.stages[0];
+        (0..stage.shape.filtered.rows)
+            .for_each(|row| stage.set_weights(Weights::Encoder, row, std::iter::repeat(0.0)));
         assert!(search(1).iter().all(|(found, _)| found.flat && found.steps == 0));
     }
 }

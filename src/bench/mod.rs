@@ -198,48 +198,56 @@ impl Bench<'_> {
             if !kernels.iter().chain(&steps).any(|name| self.wants(name)) {
                 continue;
             }
-            for optimiser in [Optimiser::Sgd, Optimiser::Adagrad] {
-                let alone = alone(config, index, &shape, optimiser);
+            let [plain, recipe] = steps;
+            for (name, plain) in [(plain, true), (recipe, false)] {
+                let with_kernels = plain && kernels.iter().any(|name| self.wants(name));
+                if !with_kernels && !self.wants(&name) {
+                    continue;
+                }
+                let alone = alone(config, index, &shape, plain);
                 check_memory(&alone, 1)?;
                 let network = Network::new(&alone, 1)?;
                 let mut work = random_input(&network, self.batch);
-                if optimiser == Optimiser::Sgd {
-                    self.kernels(number, &network, &mut work);
+                if with_kernels {
+                    self.kernels(&kernels, &network, &mut work);
                 }
-                self.step(number, &alone, &network, &mut work);
+                self.step(name, &alone, &network, &mut work);
             }
         }
         Ok(())
     }
 
-    fn kernels(&mut self, number: usize, network: &Network, work: &mut Workspace) {
+    fn kernels(&mut self, names: &[String; 7], network: &Network, work: &mut Workspace) {
         let (cpu, stage, batch) = (self.cpu, &network.stages[0], self.batch);
         let product = product(stage, batch);
-        let [filter, pool, lcn, transpose, lcn_gradient, pool_gradient, weight_gradients] =
-            KERNELS.map(|kernel| format!("kernel/stage{number}/{kernel}"));
+        let [filter, pool, lcn, transpose, lcn_gradient, pool_gradient, weight_gradients] = names.clone();
         let Workspace { input, stages, pictures, .. } = work;
         let acts = &mut stages[0];
         self.measure(filter, product, || stage.filter(cpu, input, acts));
         self.measure(pool, Work::default(), || stage.pool(cpu, acts));
         self.measure(lcn, Work::default(), || stage.normalise(cpu, acts, *pictures));
         self.measure(transpose, product, || stage.decode(cpu, input, acts));
-        acts.dy.copy_from_slice(&acts.y);
-        acts.dh.fill(1e-3);
-        self.measure(lcn_gradient, Work::default(), || stage.normalisation_gradient(cpu, acts));
-        acts.dh.fill(1e-3);
-        self.measure(pool_gradient, Work::default(), || stage.pooling_gradient(cpu, acts));
+        // What the two use up is put back each time: it takes part in their time, a copy or two of the maps.
+        self.measure(lcn_gradient, Work::default(), || {
+            acts.dy.copy_from_slice(&acts.y);
+            acts.dh.fill(0.0);
+            stage.normalisation_gradient(cpu, acts);
+        });
+        self.measure(pool_gradient, Work::default(), || {
+            acts.dh.fill(1e-3);
+            stage.pooling_gradient(cpu, acts);
+        });
         acts.da.fill(1e-3);
         // Through the decoder, and both gradients of weights.
         let three = Work { flops: 3.0 * product.flops, bytes: 2.0 * product.bytes, ..product };
         self.measure(weight_gradients, three, || stage.learn(cpu, input, acts, None, &Discard));
     }
 
-    fn step(&mut self, number: usize, config: &RunConfig, network: &Network, work: &mut Workspace) {
+    fn step(&mut self, name: String, config: &RunConfig, network: &Network, work: &mut Workspace) {
         let Work { flops, bytes, .. } = product(&network.stages[0], self.batch);
-        let kind = if config.training.optimiser == Optimiser::Sgd { "sgd" } else { "recipe" };
         let what = Work { flops: 5.0 * flops, images: self.batch as f64, bytes: 4.0 * bytes };
         let update = Step::new(self.cpu, &config.training, 1e-3);
-        self.measure(format!("step/stage{number}/local-{kind}"), what, || {
+        self.measure(name, what, || {
             black_box(network.learn(work, 0..1, Objective::Local, &update));
         });
     }
@@ -289,23 +297,22 @@ fn product(stage: &Stage, batch: usize) -> Work {
     Work { flops: 2.0 * s.connections() as f64 * batch as f64, images: batch as f64, bytes: 4.0 * numbers }
 }
 
-/// A network of one stage of another, trained with plain SGD or with the config's recipe.
-fn alone(config: &RunConfig, index: usize, shape: &StageShape, optimiser: Optimiser) -> RunConfig {
+/// A network of one stage of another, trained as the config has it or, `plain`, with plain SGD.
+fn alone(config: &RunConfig, index: usize, shape: &StageShape, plain: bool) -> RunConfig {
     let mut alone = config.clone();
     alone.stages = vec![config.stages[index].clone()];
     (alone.input.channels, alone.input.height, alone.input.width) =
         (shape.input.channels, shape.input.rows, shape.input.cols);
     alone.input.preprocess = Preprocess::None;
-    alone.training.optimiser = optimiser;
-    if optimiser == Optimiser::Sgd {
-        let plain = Training {
+    if plain {
+        alone.training = Training {
+            optimiser: Optimiser::Sgd,
             decoder_norm_bound: 0.0,
             encoder_decay: 0.0,
             max_step: 0.0,
             rate: 1e-6,
             ..alone.training
         };
-        alone.training = plain;
     }
     alone
 }

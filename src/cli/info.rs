@@ -10,8 +10,8 @@ use striate::error::Error;
 use striate::frames::FrameStore;
 use striate::network::{StageCost, checkpoint, costs, training_bytes};
 use striate::report::figure::grouped;
-use striate::training::State;
 use striate::training::monitor::{LogLine, read_log};
+use striate::training::{Parallel, State};
 
 use super::Global;
 
@@ -49,6 +49,8 @@ struct NetworkInfo {
     encode_flops_per_image: u64,
     learn_flops_per_image: u64,
     memory: Memory,
+    /// What `striate train` would use on this machine.
+    parallel: Parallel,
     images: u64,
 }
 
@@ -99,6 +101,7 @@ impl NetworkInfo {
             encode_flops_per_image: sum(&|s| s.encode_flops),
             learn_flops_per_image: learn_flops(&config, &stages),
             memory: Memory { weights, optimiser, activations_per_replica },
+            parallel: Parallel::new(&config, std::thread::available_parallelism().map_or(1, usize::from)),
             images: config.training.steps.iter().sum::<u64>() * config.training.batch as u64,
             stages,
             config,
@@ -181,6 +184,8 @@ impl fmt::Display for NetworkInfo {
             gb(m.activations_per_replica),
             self.config.training.batch
         )?;
+        let Parallel { threads, replicas, reason } = &self.parallel;
+        writeln!(f, "on this machine: {threads} threads, {replicas} replicas ({reason})")?;
         writeln!(
             f,
             "cost of an image: {} to encode, {} to learn from (mean of the schedule)",

@@ -2,32 +2,48 @@
 //!
 //! A checkpoint is a folder: `model.safetensors` (or, above 5 GB, numbered files with an index, as Hugging Face has it)
 //! with `stage{s}.W1` and `stage{s}.W2` as `[row, column, map, channel, dy, dx]` and the whitening; `optimiser.safetensors`
-//! with the sums of Adagrad; `state.json`. It is written beside its place and renamed when complete.
+//! with the sums of Adagrad; `state.json`; and `SHA256SUMS` of all these, as `sha256sum --check` reads them. It is written
+//! beside its place and renamed when complete. Weights are converted on their way, some rows of positions at a time, so that
+//! writing and reading need no memory of the size of the weights.
+
+mod check;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{channel, sync_channel};
+use std::thread;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use ndarray::{Array1, Array2, Array4};
-use safetensors::tensor::View;
+use rayon::prelude::*;
+use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 use safetensors::{Dtype, SafeTensors};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::Network;
 use super::preprocess::{Transform, Whitening};
 use super::stage::{Stage, Weights};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::geometry::StageShape;
+pub use check::{Check, check};
 
 /// Changes when files of older versions can no longer be read as they are.
 const FORMAT: u32 = 1;
 
 /// Weights that go into one file.
 const FILE_BYTES: usize = 5_000_000_000;
+
+/// Weights that are converted at a time, as far as whole rows of positions allow.
+const BLOCK_BYTES: usize = 16 << 20;
+
+/// Hashes of the other files of a checkpoint.
+const SUMS: &str = "SHA256SUMS";
 
 /// The metadata of each file, JSON under the key `striate`.
 #[derive(Serialize, Deserialize)]
@@ -40,42 +56,83 @@ struct Header {
 
 /// A tensor that is converted to its layout on disk when it is its turn to be written.
 enum Tensor<'a> {
-    Weights(&'a Stage, Weights, Vec<usize>),
+    Weights(&'a Stage, Weights),
     Values(Vec<usize>, Cow<'a, [f32]>),
 }
 
-impl View for Tensor<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-    fn shape(&self) -> &[usize] {
+impl Tensor<'_> {
+    fn shape(&self) -> Vec<usize> {
         match self {
-            Tensor::Weights(_, _, shape) | Tensor::Values(shape, _) => shape,
+            Tensor::Weights(stage, _) => shape_in_files(&stage.shape).to_vec(),
+            Tensor::Values(shape, _) => shape.clone(),
         }
     }
-    fn data(&self) -> Cow<'_, [u8]> {
-        let mut bytes = Vec::with_capacity(self.data_len());
-        match self {
-            Tensor::Weights(stage, which, _) => {
-                stage.for_each_weight(*which, |weight| bytes.extend_from_slice(&weight.to_le_bytes()));
-            }
-            Tensor::Values(_, values) => bytes.extend(values.iter().flat_map(|value| value.to_le_bytes())),
-        }
-        Cow::Owned(bytes)
-    }
-    fn data_len(&self) -> usize {
+
+    fn bytes(&self) -> usize {
         4 * self.shape().iter().product::<usize>()
     }
+
+    fn write(&self, to: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        match self {
+            Tensor::Weights(stage, which) => write_weights(stage, *which, to),
+            Tensor::Values(_, values) => {
+                to(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
+            }
+        }
+    }
+}
+
+/// Some rows of positions at a time: a thread converts the next while the last are written.
+fn write_weights(
+    stage: &Stage,
+    which: Weights,
+    to: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let (rows, at_once) = (stage.shape.filtered.rows, rows_at_once(stage));
+    let convert = |first: usize, blocks: &mut Vec<Vec<u8>>| {
+        blocks.resize_with(at_once.min(rows - first), Vec::new);
+        blocks.par_iter_mut().enumerate().for_each(|(at, bytes)| {
+            bytes.clear();
+            stage.for_each_weight(which, first + at, |w| bytes.extend_from_slice(&w.to_le_bytes()));
+        });
+    };
+    let (converted, ready) = sync_channel::<Vec<Vec<u8>>>(1);
+    let (written, emptied) = channel();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for first in (0..rows).step_by(at_once) {
+                let mut blocks = emptied.try_recv().unwrap_or_default();
+                convert(first, &mut blocks);
+                // Nobody takes them where writing has failed.
+                if converted.send(blocks).is_err() {
+                    return;
+                }
+            }
+        });
+        // By value: dropped where writing fails, which ends the thread.
+        for blocks in ready {
+            blocks.iter().try_for_each(|bytes| to(bytes))?;
+            // After the last there is no one to take it.
+            let _ = written.send(blocks);
+        }
+        Ok(())
+    })
+}
+
+/// Sizes of a stage's arrays of weights in files: `[row, column, map, channel, dy, dx]`.
+fn shape_in_files(s: &StageShape) -> [usize; 6] {
+    [s.filtered.rows, s.filtered.cols, s.filtered.channels, s.input.channels, s.field, s.field]
+}
+
+/// Rows of positions that are converted together.
+fn rows_at_once(stage: &Stage) -> usize {
+    let row_bytes = 4 * stage.weight_count() / stage.shape.filtered.rows;
+    (BLOCK_BYTES / row_bytes.max(1)).max(rayon::current_num_threads())
 }
 
 fn weight_tensors<'a>(network: &'a Network, arrays: [(&str, Weights); 2]) -> Vec<(String, Tensor<'a>)> {
     let of_stage = |(number, stage): (usize, &'a Stage)| {
-        let s = &stage.shape;
-        let size =
-            [s.filtered.rows, s.filtered.cols, s.filtered.channels, s.input.channels, s.field, s.field];
-        arrays.map(|(name, which)| {
-            (format!("stage{number}.{name}"), Tensor::Weights(stage, which, size.to_vec()))
-        })
+        arrays.map(|(name, which)| (format!("stage{number}.{name}"), Tensor::Weights(stage, which)))
     };
     (1..).zip(&network.stages).flat_map(of_stage).collect()
 }
@@ -161,47 +218,57 @@ fn write_all(
 ) -> Result<()> {
     let mut tensors = whitening_tensors(whitening);
     tensors.extend(weight_tensors(network, [("W1", Weights::Encoder), ("W2", Weights::Decoder)]));
-    write_model(folder, config, tensors)?;
+    let mut sums = write_model(folder, config, tensors)?;
     if network.stages.iter().any(Stage::has_sums) {
-        let sums = weight_tensors(network, [("W1", Weights::EncoderSums), ("W2", Weights::DecoderSums)]);
-        write_file(&folder.join("optimiser.safetensors"), config, sums)?;
+        let tensors = weight_tensors(network, [("W1", Weights::EncoderSums), ("W2", Weights::DecoderSums)]);
+        sums.push(write_tensors(folder, "optimiser.safetensors", config, tensors)?);
     }
-    let path = folder.join("state.json");
-    let text = serde_json::to_string_pretty(state).expect("state is plain data");
-    fs::write(&path, text + "\n").map_err(Error::io(&path, "write"))?;
-    sync(&path)
+    let text = serde_json::to_string_pretty(state).expect("state is plain data") + "\n";
+    sums.push(write_file(folder, "state.json", |write| write(text.as_bytes()))?);
+    let lines: String = sums.iter().map(|(name, hash)| format!("{hash}  {name}\n")).collect();
+    write_file(folder, SUMS, |write| write(lines.as_bytes()))?;
+    sync(folder)
 }
 
+/// Name of a file and the hash of its content.
+type Sum = (String, String);
+
 /// `model.safetensors`, or numbered files and an index where one would be too large.
-fn write_model(folder: &Path, config: &RunConfig, tensors: Vec<(String, Tensor)>) -> Result<()> {
+fn write_model(folder: &Path, config: &RunConfig, tensors: Vec<(String, Tensor)>) -> Result<Vec<Sum>> {
     let mut files: Vec<Vec<(String, Tensor)>> = vec![Vec::new()];
     let mut bytes = 0;
     for (name, tensor) in tensors {
-        bytes += tensor.data_len();
+        bytes += tensor.bytes();
         if bytes > FILE_BYTES && files.last().is_some_and(|file| !file.is_empty()) {
             files.push(Vec::new());
-            bytes = tensor.data_len();
+            bytes = tensor.bytes();
         }
         files.last_mut().expect("starts with one").push((name, tensor));
     }
     let count = files.len();
     if count == 1 {
-        return write_file(&folder.join("model.safetensors"), config, files.remove(0));
+        return Ok(vec![write_tensors(folder, "model.safetensors", config, files.remove(0))?]);
     }
-    let mut places = BTreeMap::new();
-    let mut total = 0;
+    let (mut places, mut total, mut sums) = (BTreeMap::new(), 0, Vec::new());
     for (number, tensors) in (1..).zip(files) {
         let file = format!("model-{number:05}-of-{count:05}.safetensors");
-        total += tensors.iter().map(|(_, tensor)| tensor.data_len()).sum::<usize>();
+        total += tensors.iter().map(|(_, tensor)| tensor.bytes()).sum::<usize>();
         places.extend(tensors.iter().map(|(name, _)| (name.clone(), file.clone())));
-        write_file(&folder.join(file), config, tensors)?;
+        sums.push(write_tensors(folder, &file, config, tensors)?);
     }
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": places });
-    let path = folder.join("model.safetensors.index.json");
-    fs::write(&path, index.to_string()).map_err(Error::io(&path, "write"))
+    let name = "model.safetensors.index.json";
+    sums.push(write_file(folder, name, |write| write(index.to_string().as_bytes()))?);
+    Ok(sums)
 }
 
-fn write_file(path: &Path, config: &RunConfig, tensors: Vec<(String, Tensor)>) -> Result<()> {
+/// A safetensors file, written as its tensors are converted.
+fn write_tensors(
+    folder: &Path,
+    name: &str,
+    config: &RunConfig,
+    mut tensors: Vec<(String, Tensor)>,
+) -> Result<Sum> {
     let header = Header {
         format: FORMAT,
         version: env!("CARGO_PKG_VERSION").into(),
@@ -211,13 +278,44 @@ fn write_file(path: &Path, config: &RunConfig, tensors: Vec<(String, Tensor)>) -
     let header = serde_json::to_string(&header).expect("settings are plain data");
     // One key: a map of several would be written in an order that changes from run to run.
     let metadata = HashMap::from([("striate".to_owned(), header)]);
-    safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|e| match e {
-        safetensors::SafeTensorError::IoError(source) => Error::io(path, "write")(source),
-        other => Error::bad_file(path, other.to_string()),
-    })?;
-    // The library makes files for their owner alone; a checkpoint is no secret.
-    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).map_err(Error::io(path, "write"))?;
-    sync(path)
+    tensors.sort_by(|(left, _), (right, _)| left.cmp(right));
+    let mut end = 0;
+    let info = |(name, tensor): &(String, Tensor)| {
+        let data_offsets = (end, end + tensor.bytes());
+        end = data_offsets.1;
+        (name.clone(), TensorInfo { dtype: Dtype::F32, shape: tensor.shape(), data_offsets })
+    };
+    let infos = tensors.iter().map(info).collect();
+    let metadata = Metadata::new(Some(metadata), infos).expect("one tensor after the other");
+    let mut text = serde_json::to_vec(&metadata).expect("metadata is plain data");
+    // The format aligns tensors to 8 bytes.
+    text.resize(text.len().next_multiple_of(8), b' ');
+    write_file(folder, name, |write| {
+        write(&(text.len() as u64).to_le_bytes())?;
+        write(&text)?;
+        tensors.iter().try_for_each(|(_, tensor)| tensor.write(write))
+    })
+}
+
+/// A file of what `content` gives to the function it is given, in turn.
+fn write_file(
+    folder: &Path,
+    name: &str,
+    content: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()>,
+) -> Result<Sum> {
+    let path = folder.join(name);
+    let (mut file, mut hash) = (File::create(&path).map_err(Error::io(&path, "write"))?, Sha256::new());
+    let mut write = |bytes: &[u8]| {
+        hash.update(bytes);
+        file.write_all(bytes)
+    };
+    let written = content(&mut write).and_then(|()| file.sync_all());
+    written.map_err(Error::io(&path, "write"))?;
+    Ok((name.to_owned(), hex(&hash.finalize())))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A checkpoint, read.
@@ -264,7 +362,7 @@ impl Files {
         Ok(Files { folder: folder.into(), maps })
     }
 
-    fn parsed(&self) -> Result<Vec<(&Path, SafeTensors<'_>, Header)>> {
+    fn parsed(&self) -> Result<Vec<Parsed<'_>>> {
         let parse = |path: &Path, bytes| -> Result<(SafeTensors<'_>, Header)> {
             let bad =
                 |problem: String| Error::bad_file(path, format!("not a whole checkpoint file: {problem}"));
@@ -285,27 +383,64 @@ impl Files {
         let mut out = Vec::new();
         for (path, map) in &self.maps {
             let (tensors, header) = parse(path, &map[..])?;
-            out.push((path.as_path(), tensors, header));
+            out.push(Parsed { path, map, tensors, header });
         }
         Ok(out)
     }
 }
 
-/// One tensor's values, if it is there and shaped as wanted.
-fn values<'a>(
-    files: &'a [(&Path, SafeTensors<'a>, Header)],
-    folder: &Path,
-    name: &str,
-    shape: &[usize],
-) -> Result<impl Iterator<Item = f32> + 'a> {
-    let found = files.iter().find_map(|(path, tensors, _)| Some((path, tensors.tensor(name).ok()?)));
-    let (path, view) = found.ok_or_else(|| Error::bad_file(folder, format!("tensor `{name}` is missing")))?;
-    if view.dtype() != Dtype::F32 || view.shape() != shape {
-        let problem =
-            format!("tensor `{name}` is {:?} {:?}, expected F32 {shape:?}", view.dtype(), view.shape());
-        return Err(Error::bad_file(path, problem));
+/// One of the files, its tensors found.
+struct Parsed<'a> {
+    path: &'a Path,
+    map: &'a Mmap,
+    tensors: SafeTensors<'a>,
+    header: Header,
+}
+
+/// A tensor of 32-bit numbers in a mapped file.
+struct Found<'a> {
+    map: &'a Mmap,
+    view: TensorView<'a>,
+}
+
+impl<'a> Found<'a> {
+    /// The tensor, if it is there and shaped as wanted.
+    fn new(files: &[Parsed<'a>], folder: &Path, name: &str, shape: &[usize]) -> Result<Found<'a>> {
+        let found = files.iter().find_map(|file| Some((file, file.tensors.tensor(name).ok()?)));
+        let missing = || Error::bad_file(folder, format!("tensor `{name}` is missing"));
+        let (file, view) = found.ok_or_else(missing)?;
+        if view.dtype() != Dtype::F32 || view.shape() != shape {
+            let problem =
+                format!("tensor `{name}` is {:?} {:?}, expected F32 {shape:?}", view.dtype(), view.shape());
+            return Err(Error::bad_file(file.path, problem));
+        }
+        Ok(Found { map: file.map, view })
     }
-    Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes"))))
+
+    /// Its values, all of them or those of one of `rows` parts.
+    fn values(&self, row: usize, rows: usize) -> impl Iterator<Item = f32> + use<'a> {
+        let data = self.view.data();
+        let len = data.len() / rows;
+        let row = &data[row * len..][..len];
+        row.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes")))
+    }
+
+    /// Calls `work` with each of the numbers of `rows` parts and its values, on all threads, and lets the memory that a part
+    /// of the mapped file took be used again. True if all values are finite.
+    fn for_each_row(&self, rows: usize, work: impl Fn(usize, &mut dyn Iterator<Item = f32>) + Sync) -> bool {
+        let (start, len) =
+            (self.view.data().as_ptr() as usize - self.map.as_ptr() as usize, self.view.data().len() / rows);
+        let read = |row| {
+            let mut finite = true;
+            work(row, &mut self.values(row, rows).inspect(|value| finite &= value.is_finite()));
+            // SAFETY: the map is of a file and only read, so what it loses is read from the file again. Advice only: without
+            // it the system takes back the memory when it needs it.
+            let _ =
+                unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start + row * len, len) };
+            finite
+        };
+        (0..rows).into_par_iter().map(read).reduce(|| true, |a, b| a && b)
+    }
 }
 
 impl Checkpoint {
@@ -317,7 +452,7 @@ impl Checkpoint {
         let files = Files::open(folder, "model")?;
         let parsed = files.parsed()?;
         let wrong = |e: Error| Error::bad_file(folder, format!("not a whole checkpoint: {e}"));
-        let config = parsed[0].2.config.clone().checked().map_err(wrong)?;
+        let config = parsed[0].header.config.clone().checked().map_err(wrong)?;
         let network = Network::zeros(&config, for_training)?;
         read_weights(&network, &parsed, &files.folder, [("W1", Weights::Encoder), ("W2", Weights::Decoder)])?;
         let whitening = read_whitening(&config, &parsed, &files.folder)?;
@@ -332,21 +467,16 @@ impl Checkpoint {
 
 fn read_weights(
     network: &Network,
-    files: &[(&Path, SafeTensors, Header)],
+    files: &[Parsed],
     folder: &Path,
     arrays: [(&str, Weights); 2],
 ) -> Result<()> {
-    for (number, stage) in network.stages.iter().enumerate().map(|(index, stage)| (index + 1, stage)) {
-        let s = &stage.shape;
-        let size =
-            [s.filtered.rows, s.filtered.cols, s.filtered.channels, s.input.channels, s.field, s.field];
+    for (number, stage) in (1..).zip(&network.stages) {
         for (name, which) in arrays {
-            let (name, mut finite) = (format!("stage{number}.{name}"), true);
-            stage.set_weights(
-                which,
-                values(files, folder, &name, &size)?.inspect(|w| finite &= w.is_finite()),
-            );
-            if !finite {
+            let name = format!("stage{number}.{name}");
+            let found = Found::new(files, folder, &name, &shape_in_files(&stage.shape))?;
+            let rows = stage.shape.filtered.rows;
+            if !found.for_each_row(rows, |row, values| stage.set_weights(which, row, values)) {
                 return Err(Error::bad_file(folder, format!("tensor `{name}` holds what is no number")));
             }
         }
@@ -354,16 +484,12 @@ fn read_weights(
     Ok(())
 }
 
-fn read_whitening(
-    config: &RunConfig,
-    files: &[(&Path, SafeTensors, Header)],
-    folder: &Path,
-) -> Result<Whitening> {
+fn read_whitening(config: &RunConfig, files: &[Parsed], folder: &Path) -> Result<Whitening> {
     use crate::config::Preprocess;
     let shape = config.input_shape();
     let (n, channels) = (shape.len(), shape.channels);
     let read = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
-        Ok(values(files, folder, &format!("whitening.{name}"), shape)?.collect())
+        Ok(Found::new(files, folder, &format!("whitening.{name}"), shape)?.values(0, 1).collect())
     };
     let square = |name: &str| -> Result<Array2<f32>> {
         Ok(Array2::from_shape_vec((n, n), read(name, &[n, n])?).expect("shape was checked"))
@@ -412,14 +538,21 @@ pub fn all(run: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// The newest checkpoint of a run.
+///
+/// # Errors
+/// It is no run, or has none.
+pub fn latest_of(run: &Path) -> Result<PathBuf> {
+    if !run.is_dir() {
+        return Err(Error::bad_file(run, "not a run: no such folder"));
+    }
+    latest(run).ok_or_else(|| Error::bad_file(run, "not a run: it has no checkpoint"))
+}
+
 /// The newest checkpoint of a run, read.
 ///
 /// # Errors
 /// There is none, or it cannot be read.
 pub fn load_latest(run: &Path, for_training: bool) -> Result<Checkpoint> {
-    if !run.is_dir() {
-        return Err(Error::bad_file(run, "not a run: no such folder"));
-    }
-    let folder = latest(run).ok_or_else(|| Error::bad_file(run, "not a run: it has no checkpoint"))?;
-    Checkpoint::load(&folder, for_training)
+    Checkpoint::load(&latest_of(run)?, for_training)
 }

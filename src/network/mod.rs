@@ -13,6 +13,7 @@ use crate::config::{Objective, Optimiser, RunConfig};
 use crate::error::Result;
 use crate::geometry::{Kind, MapShape, StageShape, Support};
 use crate::kernels::{Buffer, Cpu, Rows, lanes_for};
+use objective::Loss;
 pub use stage::{Activations, Stage, WeightUpdate, Weights};
 
 /// S stages of local, untied filters, pooling and contrast normalisation (paper §3). Shared by all replicas.
@@ -39,6 +40,8 @@ pub struct Workspace {
     pub input_gradient: Buffer,
     /// One for each stage.
     pub stages: Vec<Activations>,
+    /// Losses of the stages that learned last.
+    losses: Vec<Loss>,
 }
 
 /// One unit of a stage: the same place in its map for `h` and `y`; in the map of simple units for `a`.
@@ -112,7 +115,8 @@ impl Network {
         let lanes = lanes_for(batch);
         let input = Buffer::zeros(self.input.len() * lanes);
         let stages = self.stages.iter().map(|stage| stage.activations(lanes)).collect();
-        Workspace { pictures: batch, lanes, shape: self.input, input_gradient: input.clone(), input, stages }
+        let (input_gradient, losses) = (input.clone(), Vec::new());
+        Workspace { pictures: batch, lanes, shape: self.input, input_gradient, input, stages, losses }
     }
 
     /// Filtering, pooling and normalisation up to and including stage `last` (from 0).

@@ -44,13 +44,15 @@ impl Network {
 
     /// One step of `stages` on the loaded minibatch: forward, then from the top down gradients that `update` turns into
     /// new weights, position by position. Returns the loss of each of `stages` before the step.
-    pub fn learn(
+    ///
+    /// Once a step of the same kind was made with `work`, nothing is allocated.
+    pub fn learn<'a>(
         &self,
-        work: &mut Workspace,
+        work: &'a mut Workspace,
         stages: Range<usize>,
         objective: Objective,
         update: &impl WeightUpdate,
-    ) -> Vec<Loss> {
+    ) -> &'a [Loss] {
         let top = stages.end - 1;
         if top > 0 {
             self.forward(work, top - 1);
@@ -58,9 +60,10 @@ impl Network {
         self.encode(work, top);
 
         let joint = objective != Objective::Local;
-        let mut losses = vec![Loss::default(); stages.len()];
+        work.losses.clear();
+        work.losses.resize(stages.len(), Loss::default());
         for index in stages.clone().rev() {
-            losses[index - stages.start] = self.decode(work, index);
+            work.losses[index - stages.start] = self.decode(work, index);
             let (stage, pictures) = (&self.stages[index], work.pictures);
             let (input, acts, dx) = work.split_gradient(index);
             let into_input = joint && index > stages.start;
@@ -78,7 +81,7 @@ impl Network {
             stage.pooling_gradient(self.cpu, acts);
             stage.learn(self.cpu, input, acts, into_input.then_some(dx), update);
         }
-        losses
+        &work.losses
     }
 
     /// Gradient of one unit's value with respect to each picture, into `work.input_gradient`.

@@ -57,6 +57,16 @@ pub enum Transform {
 }
 
 impl Whitening {
+    /// Floating-point operations for a picture.
+    pub fn flops(&self) -> u64 {
+        let len = self.shape.len() as u64;
+        match &self.transform {
+            Transform::None => 0,
+            Transform::Zca { .. } => 2 * len * len,
+            Transform::Conv { filter } => 2 * len * (filter.len() / self.shape.channels) as u64,
+        }
+    }
+
     /// Fits the transform that `input` asks for on some of the pictures.
     ///
     /// # Errors

@@ -442,29 +442,25 @@ impl Stage {
         let side =
             (s.filtered.rows, s.filtered.cols, s.filtered.channels, s.input.channels, s.field, s.field);
         let mut out = Vec::with_capacity(self.weight_count());
-        self.for_each_weight(which, |weight| out.push(weight));
+        (0..s.filtered.rows).for_each(|row| self.for_each_weight(which, row, |weight| out.push(weight)));
         Array::from_shape_vec(side, out).expect("all positions were visited")
     }
 
-    /// Calls `visit` with every weight in the order of [`Stage::weights`].
-    pub fn for_each_weight(&self, which: Weights, mut visit: impl FnMut(f32)) {
-        for block in &self.blocks {
-            let block = block.read().expect("no replica panics");
-            for weights in block.array(which).chunks_exact(self.position_len()) {
-                self.places_in_files(|place| visit(weights[place]));
-            }
+    /// Calls `visit` with every weight of a row of positions, in the order of [`Stage::weights`].
+    pub fn for_each_weight(&self, which: Weights, row: usize, mut visit: impl FnMut(f32)) {
+        let block = self.blocks[row].read().expect("no replica panics");
+        for weights in block.array(which).chunks_exact(self.position_len()) {
+            self.places_in_files(|place| visit(weights[place]));
         }
     }
 
-    /// Takes weights in the layout of [`Stage::weights`], read one after the other from `values`.
-    pub fn set_weights(&self, which: Weights, mut values: impl Iterator<Item = f32>) {
-        for block in &self.blocks {
-            let mut block = block.write().expect("no replica panics");
-            for weights in block.array_mut(which).chunks_exact_mut(self.position_len()) {
-                self.places_in_files(|place| {
-                    weights[place] = values.next().expect("as many values as weights")
-                });
-            }
+    /// Takes the weights of a row of positions in the order of [`Stage::weights`].
+    pub fn set_weights(&self, which: Weights, row: usize, mut values: impl Iterator<Item = f32>) {
+        let mut block = self.blocks[row].write().expect("no replica panics");
+        for weights in block.array_mut(which).chunks_exact_mut(self.position_len()) {
+            self.places_in_files(|place| {
+                weights[place] = values.next().expect("as many values as weights");
+            });
         }
     }
 

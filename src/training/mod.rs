@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Buffer, Cpu, Rows, lanes_for};
 use crate::network::checkpoint::{self, Checkpoint};
 use crate::network::preprocess::{Inputs, Scratch, Whitening};
-use crate::network::{Network, training_bytes};
+use crate::network::{Network, costs, training_bytes};
 use feeder::Feeder;
 use monitor::{LogLine, Monitor, Position};
 use optimiser::{Step, schedule};
@@ -140,6 +140,9 @@ impl fmt::Display for Summary {
     }
 }
 
+/// Preprocessing is nothing beside learning if it takes less than one part in so many.
+const WHITENING_SHARE: u64 = 50;
+
 /// A run in progress, shared by its replicas.
 struct Run<'a> {
     config: &'a RunConfig,
@@ -171,8 +174,7 @@ pub fn train(
         let problem = format!("each of the {count} frames is of one colour: there is nothing to learn from");
         return Err(Error::bad_file(path, problem));
     }
-    let replicas =
-        if config.training.replicas > 0 { config.training.replicas } else { options.threads.max(1) };
+    let replicas = Parallel::new(config, options.threads).replicas;
     check_memory(config, replicas)?;
     Cpu::detect()?;
     fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
@@ -207,7 +209,10 @@ pub fn train(
     let monitor = Monitor::open(&log, state.log_bytes, config.training.log_every)?;
     let (monitor, interrupted) = (Mutex::new(monitor), options.interrupted);
     let run = Run { config, out, network, whitening: &whitening, monitor, interrupted };
-    let inputs = Inputs::new(frames, &whitening, (available_memory() / 4) as usize);
+    // Frames stay as bytes where preprocessing them again and again is nothing beside learning from them.
+    let negligible = WHITENING_SHARE * whitening.flops() < costs(config)[0].learn_flops;
+    let budget = if negligible { 0 } else { available_memory() / 4 };
+    let inputs = Inputs::new(frames, &whitening, budget as usize);
     let phases = config.phases();
     let (steps_before, seconds_before) = (state.step, state.seconds);
     std::thread::scope(|scope| -> Result<()> {
@@ -323,7 +328,7 @@ impl Run<'_> {
                     return Err(Error::Diverged { stage: stages.start + bad + 1, step: number });
                 }
                 let at = position(phase_step + 1);
-                let line = self.lock_monitor().add(&losses, training.batch, stall, &at)?;
+                let line = self.lock_monitor().add(losses, training.batch, stall, &at)?;
                 watch(at.step, line.as_ref());
             }
         };
@@ -404,23 +409,56 @@ fn has_contrast(pixels: &[u8]) -> bool {
     pixels.iter().any(|pixel| *pixel != pixels[0])
 }
 
+/// Threads and replicas of a run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Parallel {
+    /// Threads in all.
+    pub threads: usize,
+    /// Replicas that share them.
+    pub replicas: usize,
+    /// Why so many.
+    pub reason: String,
+}
+
+impl Parallel {
+    /// As many replicas as the config asks for; where it leaves that open (0), one for each thread, or fewer if so many do
+    /// not fit in memory beside the weights.
+    pub fn new(config: &RunConfig, threads: usize) -> Parallel {
+        let (asked, threads) = (config.training.replicas, threads.max(1));
+        if asked > 0 {
+            let reason = format!("training.replicas = {asked}; threads are divided among them");
+            return Parallel { threads, replicas: asked, reason };
+        }
+        let have = available_memory();
+        let fits = |replicas: &usize| need_bytes(config, *replicas).iter().sum::<u64>() <= have;
+        let replicas = (1..=threads).rev().find(fits).unwrap_or(1);
+        let reason = if replicas == threads {
+            "one for each thread, since replicas need not wait for each other".into()
+        } else {
+            format!("no more fit in {:.1} GB of memory; threads are divided among them", have as f64 / 1e9)
+        };
+        Parallel { threads, replicas, reason }
+    }
+}
+
+/// Bytes of weights, optimiser, activations and minibatches prepared ahead.
+fn need_bytes(config: &RunConfig, replicas: usize) -> [u64; 4] {
+    let (weights, sums, maps) = training_bytes(config, replicas);
+    [weights, sums, maps, 4 * (inputs_len(config) * ahead(replicas)) as u64]
+}
+
 /// Refuses what does not fit in memory.
 ///
 /// # Errors
 /// As said, with what it would need and what there is.
 pub fn check_memory(config: &RunConfig, replicas: usize) -> Result<()> {
-    let (weights, sums, maps) = training_bytes(config, replicas);
-    let prepared = 4 * (inputs_len(config) * ahead(replicas)) as u64;
-    let (need_bytes, have_bytes) = (weights + sums + maps + prepared, available_memory());
+    let (needs, have_bytes) = (need_bytes(config, replicas), available_memory());
+    let need_bytes = needs.iter().sum();
     if need_bytes > have_bytes {
-        let gb = |bytes| bytes as f64 / 1e9;
+        let [weights, sums, maps, prepared] = needs.map(|bytes| bytes as f64 / 1e9);
         let what = format!(
-            "training (weights {:.1} GB, optimiser {:.1} GB, activations of {replicas} replicas {:.1} GB, \
-             minibatches prepared ahead {:.1} GB)",
-            gb(weights),
-            gb(sums),
-            gb(maps),
-            gb(prepared)
+            "training (weights {weights:.1} GB, optimiser {sums:.1} GB, activations of {replicas} replicas \
+             {maps:.1} GB, minibatches prepared ahead {prepared:.1} GB)"
         );
         return Err(Error::NoRoom { what, need_bytes, have_bytes });
     }
