@@ -304,13 +304,24 @@ fn write_file(
     content: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()>,
 ) -> Result<Sum> {
     let path = folder.join(name);
-    let (mut file, mut hash) = (File::create(&path).map_err(Error::io(&path, "write"))?, Sha256::new());
-    let mut write = |bytes: &[u8]| {
-        hash.update(bytes);
-        file.write_all(bytes)
-    };
-    let written = content(&mut write).and_then(|()| file.sync_all());
-    written.map_err(Error::io(&path, "write"))?;
+    let file = File::create(&path).map_err(Error::io(&path, "write"))?;
+    let mut hash = Sha256::new();
+    let (more, wake) = sync_channel(1);
+    let written = thread::scope(|scope| {
+        // What is written goes on its way to the disk at once, not when the file is complete.
+        let syncing = scope.spawn(|| wake.into_iter().try_for_each(|()| file.sync_data()));
+        let mut write = |bytes: &[u8]| {
+            hash.update(bytes);
+            (&file).write_all(bytes)?;
+            let _ = more.try_send(()); // full: it will see these bytes as well
+            Ok(())
+        };
+        let written = content(&mut write);
+        drop(more);
+        let synced = syncing.join().expect("syncing does not panic");
+        written.and(synced)
+    });
+    written.and_then(|()| file.sync_all()).map_err(Error::io(&path, "write"))?;
     Ok((name.to_owned(), hex(&hash.finalize())))
 }
 

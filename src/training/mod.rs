@@ -141,7 +141,7 @@ impl fmt::Display for Summary {
 }
 
 /// Preprocessing is nothing beside learning if it takes less than one part in so many.
-const WHITENING_SHARE: u64 = 50;
+const WHITENING_SHARE: u64 = 20;
 
 /// A run in progress, shared by its replicas.
 struct Run<'a> {
