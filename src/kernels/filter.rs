@@ -5,7 +5,7 @@
 //! plain definitions are in the tests; the vector variants add in another order and match them within rounding.
 //!
 //! Fields of neighbours overlap, and a field is larger than the first-level cache. So a few positions are worked on
-//! together, [`Piece`] by piece of the maps: each piece is brought into that cache once for all of them.
+//! together, piece by piece of the maps: each piece is brought into that cache once for all of them.
 //! None of the functions allocates in the steady state.
 
 use std::ops::Range;
@@ -162,7 +162,7 @@ impl Ahead {
     }
 }
 
-/// What [`Field::pieces`] may take of a cache of 32 KB; the rest is left to responses and to what streams past.
+/// What [`Field::sweep`] may take of a cache of 32 KB; the rest is left to responses and to what streams past.
 const CACHED_BYTES: usize = 26 << 10;
 
 /// Taps of a piece however many lanes and maps there are: fewer would leave nothing to do between loads of the sums.
