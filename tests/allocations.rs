@@ -32,7 +32,7 @@ static COUNTING: Counting = Counting;
 const CONFIG: &str = "[input]\nheight = 24\nwidth = 24\npreprocess = \"none\"\n\
     [[stages]]\nmaps = 5\nfield = 7\npool = 2\nlcn = 3\n\
     [[stages]]\nmaps = 9\nfield = 5\nstride = 2\npool = 2\nlcn = 3\n\
-    [training]\nsteps = [1]\nbatch = 20\n";
+    [training]\nsteps = [1, 1]\nbatch = 20\n";
 
 #[test]
 fn a_step_of_training_allocates_nothing() {
