@@ -40,7 +40,7 @@ pub struct TrainArgs {
     /// Threads in all, divided among the replicas. Default: one per core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Replicas that train at the same time, as `--set training.replicas=N`; 0 for one per thread.
+    /// Replicas that train at the same time, as `--set training.replicas=N`; 0 for one per thread, or as many as memory holds.
     #[arg(long, value_name = "N")]
     replicas: Option<u16>,
     /// Continue the run in the folder, with the same settings; start it if there is none.
