@@ -131,6 +131,7 @@ const FAILURES: &[Failure] = &[
     ("no golden file", "verify text.mp4", 1, &["text.mp4", "not a golden file"]),
     ("verify meets a weight that is no number", "verify --run run-nan", 1, &["2 of 12 checks failed"]),
     ("verify meets a file that was changed", "verify --run run-late", 1, &["1 of 12 checks failed"]),
+    ("verify meets files without hashes", "verify --run run-unhashed", 1, &["3 of 12 checks failed"]),
     ("verify misses the optimiser", "verify --run run-sumless", 1, &["2 of 9 checks failed"]),
     ("verify meets half a checkpoint", "verify --run run-cut", 1, &["model.safetensors", "not a whole checkpoint"]),
     ("verify a run without checkpoint", "verify --run run-without", 1, &["run-without", "no checkpoint"]),
@@ -264,7 +265,9 @@ fn material() -> TempDir {
         copy_folder(&at("run"), &at(&format!("run-{name}")));
         fs::write(at(&format!("run-{name}")).join(checkpoint).join("model.safetensors"), bytes).unwrap();
     }
-    for name in ["run-state", "run-late", "run-torn", "run-file", "run-sumless", "run-without"] {
+    for name in
+        ["run-state", "run-late", "run-torn", "run-file", "run-sumless", "run-without", "run-unhashed"]
+    {
         copy_folder(&at("run"), &at(name));
     }
     fs::write(at("run-state").join(checkpoint).join("state.json"), "{\"phase\": 1, ").unwrap();
@@ -276,6 +279,7 @@ fn material() -> TempDir {
     write("run-file/visualize", b"My notes on this run.\n");
     fs::remove_file(at("run-sumless").join(checkpoint).join("optimiser.safetensors")).unwrap();
     fs::remove_dir_all(at("run-without/checkpoints")).unwrap();
+    fs::write(at("run-unhashed").join(checkpoint).join("SHA256SUMS"), "").unwrap();
 
     let golden = include_bytes!("golden/one_stage.safetensors");
     write("cut.safetensors", &golden[..golden.len() - 100]);

@@ -38,6 +38,15 @@ pub fn check(folder: &Path) -> Result<Vec<Check>> {
     let config = parsed[0].header.config.clone().checked();
     let config = config.map_err(|e| Error::bad_file(folder, format!("not a whole checkpoint: {e}")))?;
     let mut checks = hashes(folder)?;
+    // A file without a hash could hold anything.
+    let models = files.maps.iter().filter_map(|(path, _)| path.file_name()?.to_str());
+    let optimiser = (config.training.optimiser == Optimiser::Adagrad).then_some("optimiser.safetensors");
+    for name in models.chain(optimiser).chain(["state.json"]) {
+        if !checks.iter().any(|check| check.name == name) {
+            let outcome = Err(Error::bad_file(&folder.join(SUMS), format!("has no hash of {name}")));
+            checks.push(Check::new(name, "SHA-256", outcome));
+        }
+    }
     checks.extend(tensors(&config, &files, ""));
     checks.push(Check::new("whitening", "values", read_whitening(&config, &parsed, folder).map(|_| ())));
     if config.training.optimiser == Optimiser::Adagrad {
