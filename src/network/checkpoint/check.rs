@@ -43,7 +43,7 @@ pub fn check(folder: &Path) -> Result<Vec<Check>> {
     let optimiser = (config.training.optimiser == Optimiser::Adagrad).then_some("optimiser.safetensors");
     for name in models.chain(optimiser).chain(["state.json"]) {
         if !checks.iter().any(|check| check.name == name) {
-            let outcome = Err(Error::bad_file(&folder.join(SUMS), format!("has no hash of {name}")));
+            let outcome = Err(Error::bad_file(folder.join(SUMS), format!("has no hash of {name}")));
             checks.push(Check::new(name, "SHA-256", outcome));
         }
     }
