@@ -153,6 +153,8 @@ pub struct Training {
     pub replicas: usize,
     /// Rule that turns a gradient into a step.
     pub optimiser: Optimiser,
+    /// How weights and the optimiser's sums are stored.
+    pub precision: Precision,
     /// Learning rate.
     pub rate: f64,
     /// Steps at the start of each phase over which the rate rises to its full value.
@@ -188,6 +190,7 @@ impl Default for Training {
             batch: 96,
             replicas: 0,
             optimiser: Optimiser::Adagrad,
+            precision: Precision::F32,
             rate: 0.02,
             warmup: 200,
             rate_hold: 0.6,
@@ -257,6 +260,26 @@ pub enum Optimiser {
     Adagrad,
     /// `w -= rate * g`.
     Sgd,
+}
+
+/// How weights are stored; arithmetic is f32 in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 4 bytes each.
+    F32,
+    /// 2 bytes each: 8 bits of precision; updates are rounded by chance.
+    Bf16,
+}
+
+impl Precision {
+    /// Bytes of a weight.
+    pub fn bytes(self) -> usize {
+        match self {
+            Precision::F32 => 4,
+            Precision::Bf16 => 2,
+        }
+    }
 }
 
 impl RunConfig {

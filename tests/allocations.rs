@@ -36,9 +36,10 @@ const CONFIG: &str = "[input]\nheight = 24\nwidth = 24\npreprocess = \"none\"\n\
 
 #[test]
 fn a_step_of_training_allocates_nothing() {
-    let recipes: [&[&str]; 2] = [
+    let recipes: [&[&str]; 3] = [
         &["training.optimiser=\"sgd\""],
         &["training.optimiser=\"adagrad\"", "training.decoder_norm_bound=1.0", "training.encoder_decay=1e-3"],
+        &["training.optimiser=\"adagrad\"", "training.decoder_norm_bound=1.0", "training.precision=\"bf16\""],
     ];
     let threads = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
     for recipe in recipes {
@@ -49,7 +50,7 @@ fn a_step_of_training_allocates_nothing() {
             for rows in [Rows::InTurn, Rows::Shared] {
                 let mut work = network.workspace(config.training.batch).with_rows(rows);
                 work.input.iter_mut().zip((0..97).cycle()).for_each(|(x, n)| *x = (n as f32).sin());
-                let update = Step::new(network.cpu, &config.training, 1e-3);
+                let update = Step::new(network.cpu, &config.training, 1e-3, 0);
                 let count = threads.install(|| {
                     let mut steps = |count| {
                         for _ in 0..count {

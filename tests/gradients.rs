@@ -4,7 +4,7 @@ use ndarray::{Array3, Array4, Array6, Axis};
 use ndarray_rand::rand_distr::{Distribution, StandardNormal};
 use rand::Rng;
 
-use striate::config::{Objective, RunConfig};
+use striate::config::{Objective, Precision, RunConfig};
 use striate::geometry::Kind;
 use striate::kernels::Rows;
 use striate::network::plain::PlainNetwork;
@@ -124,15 +124,25 @@ fn weight_gradients_meet_central_differences_in_every_mode() {
 #[test]
 fn threads_that_share_the_rows_of_a_replica_change_no_bit() {
     let threads = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-    for (number, config) in configs().iter().enumerate() {
+    let precisions = [Precision::F32, Precision::Bf16];
+    for (number, config) in precisions
+        .iter()
+        .flat_map(|&precision| {
+            configs().into_iter().map(move |mut config| {
+                config.training.precision = precision;
+                config
+            })
+        })
+        .enumerate()
+    {
         let mut rng = rng::stream(7, "rows", number as u64);
         let pictures = Array4::from_shape_simple_fn((20, 3, 12, 10), || StandardNormal.sample(&mut rng));
         for mode in Objective::ALL {
             let learn = |rows: Rows| {
-                let network = Network::new(config, 3).unwrap();
+                let network = Network::new(&config, 3).unwrap();
                 let mut work = network.workspace(20).with_rows(rows);
                 work.load(pictures.view());
-                let step = Step::new(network.cpu, &config.training, 1.0);
+                let step = Step::new(network.cpu, &config.training, 1.0, 0);
                 let losses: Vec<_> =
                     (0..3).map(|_| network.learn(&mut work, 0..2, mode, &step).to_vec()).collect();
                 network.forward(&mut work, 1);

@@ -16,7 +16,7 @@ use crate::config::{Objective, Optimiser, Preprocess, RunConfig, Training};
 use crate::error::{Error, Result};
 use crate::geometry::{Kind, StageShape};
 use crate::kernels::{Cpu, Rows, lanes_for};
-use crate::network::{Network, Stage, Unit, WeightUpdate, Workspace};
+use crate::network::{Network, Stage, StageKernels, Unit, WeightUpdate, Workspace};
 use crate::rng;
 use crate::training::check_memory;
 use crate::training::optimiser::Step;
@@ -223,30 +223,30 @@ impl Bench<'_> {
         let [filter, pool, lcn, transpose, lcn_gradient, pool_gradient, weight_gradients] = names.clone();
         let Workspace { input, stages, pictures, .. } = work;
         let acts = &mut stages[0];
-        self.measure(filter, product, || stage.filter(cpu, input, acts));
-        self.measure(pool, Work::default(), || stage.pool(cpu, acts));
-        self.measure(lcn, Work::default(), || stage.normalise(cpu, acts, *pictures));
-        self.measure(transpose, product, || stage.decode(cpu, input, acts));
+        self.measure(filter, product, || cpu.filter(stage, input, acts));
+        self.measure(pool, Work::default(), || cpu.pool(stage, acts));
+        self.measure(lcn, Work::default(), || cpu.normalise(stage, acts, *pictures));
+        self.measure(transpose, product, || cpu.decode(stage, input, acts));
         // What the two use up is put back each time: it takes part in their time, a copy or two of the maps.
         self.measure(lcn_gradient, Work::default(), || {
             acts.dy.copy_from_slice(&acts.y);
             acts.dh.fill(0.0);
-            stage.normalisation_gradient(cpu, acts);
+            cpu.normalisation_gradient(stage, acts);
         });
         self.measure(pool_gradient, Work::default(), || {
             acts.dh.fill(1e-3);
-            stage.pooling_gradient(cpu, acts);
+            cpu.pooling_gradient(stage, acts);
         });
         acts.da.fill(1e-3);
         // Through the decoder, and both gradients of weights.
         let three = Work { flops: 3.0 * product.flops, bytes: 2.0 * product.bytes, ..product };
-        self.measure(weight_gradients, three, || stage.learn(cpu, input, acts, None, &Discard));
+        self.measure(weight_gradients, three, || cpu.learn(stage, input, acts, None, &Discard));
     }
 
     fn step(&mut self, name: String, config: &RunConfig, network: &Network, work: &mut Workspace) {
         let Work { flops, bytes, .. } = product(&network.stages[0], self.batch);
         let what = Work { flops: 5.0 * flops, images: self.batch as f64, bytes: 4.0 * bytes };
-        let update = Step::new(self.cpu, &config.training, 1e-3);
+        let update = Step::new(self.cpu, &config.training, 1e-3, 0);
         self.measure(name, what, || {
             black_box(network.learn(work, 0..1, Objective::Local, &update));
         });
@@ -271,7 +271,7 @@ impl Bench<'_> {
             what.flops += products * one.flops;
             what.bytes += 4.0 * one.bytes;
         }
-        let update = Step::new(self.cpu, &config.training, 1e-3);
+        let update = Step::new(self.cpu, &config.training, 1e-3, 0);
         let [train, infer, stimulus] = names;
         self.measure(train, what, || {
             black_box(network.learn(&mut work, 0..count, objective, &update));

@@ -5,18 +5,18 @@
 //! Channels lie inside columns, so that a row of maps is one piece of memory, which one thread can own.
 //! Each kernel is written once over [`Simd`] and compiled for every [`Level`]; the level is picked at run time.
 
+mod buffer;
 pub mod filter;
 pub mod lcn;
 pub mod pool;
 mod rows;
 mod simd;
+pub mod stored;
 
 use std::cell::RefCell;
-use std::ops::{Deref, DerefMut};
-
-use memmap2::MmapMut;
 
 use crate::error::{Error, Result};
+pub use buffer::Buffer;
 pub use rows::Rows;
 pub use simd::Simd;
 
@@ -109,78 +109,6 @@ pub trait Kernel {
     fn run<S: Simd>(self) -> Self::Output;
 }
 
-/// One cache line.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
-/// Numbers in memory aligned to cache lines, so that no vector load crosses one.
-pub struct Buffer {
-    memory: Memory,
-    len: usize,
-}
-
-enum Memory {
-    Small(Vec<Line>),
-    /// In huge pages where the system has them: with small ones, arrays of gigabytes wait for address translation.
-    Large(MmapMut),
-}
-
-/// Buffers from this size on have their own pages.
-const LARGE_BYTES: usize = 2 << 20;
-
-impl Buffer {
-    /// `len` zeros.
-    pub fn zeros(len: usize) -> Buffer {
-        let large = || {
-            let map = MmapMut::map_anon(len * size_of::<f32>()).ok()?;
-            #[cfg(target_os = "linux")]
-            let _ = map.advise(memmap2::Advice::HugePage); // a wish: without it the memory is the same, and slower
-            Some(Memory::Large(map))
-        };
-        let small = || Memory::Small(vec![Line([0.0; 16]); len.div_ceil(16)]);
-        let memory = if len * size_of::<f32>() >= LARGE_BYTES { large() } else { None };
-        Buffer { memory: memory.unwrap_or_else(small), len }
-    }
-}
-
-impl Default for Buffer {
-    fn default() -> Buffer {
-        Buffer::zeros(0)
-    }
-}
-
-impl Clone for Buffer {
-    fn clone(&self) -> Buffer {
-        let mut copy = Buffer::zeros(self.len);
-        copy.copy_from_slice(self);
-        copy
-    }
-}
-
-impl Deref for Buffer {
-    type Target = [f32];
-    fn deref(&self) -> &[f32] {
-        let start = match &self.memory {
-            Memory::Small(lines) => lines.as_ptr().cast(),
-            Memory::Large(map) => map.as_ptr().cast(),
-        };
-        // SAFETY: both hold at least `len` initialised f32 without padding, aligned to lines or pages.
-        unsafe { std::slice::from_raw_parts(start, self.len) }
-    }
-}
-
-impl DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        let start = match &mut self.memory {
-            Memory::Small(lines) => lines.as_mut_ptr().cast(),
-            Memory::Large(map) => map.as_mut_ptr().cast(),
-        };
-        // SAFETY: as in `deref`, and `&mut self` is the only way in.
-        unsafe { std::slice::from_raw_parts_mut(start, self.len) }
-    }
-}
-
 thread_local!(static SCRATCH: RefCell<Vec<Buffer>> = const { RefCell::new(Vec::new()) });
 
 /// Lends `work` memory of this thread, divided into pieces of these lengths, each aligned; their content is what was left
@@ -192,7 +120,7 @@ pub(crate) fn with_scratch<const N: usize, T>(
 ) -> T {
     let mut buffer = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
     let padded = lens.map(|len| len.next_multiple_of(LANES));
-    if buffer.len < padded.iter().sum() {
+    if buffer.len() < padded.iter().sum() {
         buffer = Buffer::zeros(padded.iter().sum());
     }
     let mut rest = &mut buffer[..];
@@ -220,17 +148,5 @@ mod tests {
             a.as_ptr() as usize
         });
         assert_eq!(with_scratch([20], |[a]| a.as_ptr() as usize), first);
-    }
-
-    #[test]
-    fn buffers_are_aligned_and_zero() {
-        let buffer = Buffer::zeros(37);
-        assert_eq!((buffer.as_ptr() as usize % 64, buffer.len()), (0, 37));
-        assert!(buffer.iter().all(|&x| x == 0.0));
-        assert!(Buffer::zeros(0).is_empty());
-        let mut large = Buffer::zeros(LARGE_BYTES / 4 + 1);
-        assert!((large.as_ptr() as usize).is_multiple_of(64) && large.iter().all(|&x| x == 0.0));
-        large[LARGE_BYTES / 4] = 3.0;
-        assert_eq!(large.clone().last(), Some(&3.0));
     }
 }

@@ -1,5 +1,7 @@
 //! Who works on the rows of maps.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 /// How the rows of maps are worked on. The result is the same: each row is made by one thread, from what was there before.
@@ -17,6 +19,38 @@ impl Rows {
         match self {
             Rows::InTurn => out.chunks_mut(len).enumerate().for_each(|(row, piece)| work(row, piece)),
             Rows::Shared => out.par_chunks_mut(len).enumerate().for_each(|(row, piece)| work(row, piece)),
+        }
+    }
+
+    /// As [`each`](Self::each), with pieces of different lengths: those numbered `pieces`, each from its `start` to that of the next.
+    pub fn each_of(
+        self,
+        out: &mut [f32],
+        pieces: Range<usize>,
+        start: &(impl Fn(usize) -> usize + Sync),
+        work: &(impl Fn(usize, &mut [f32]) + Sync),
+    ) {
+        match pieces.len() {
+            0 => {}
+            1 => work(pieces.start, out),
+            count => {
+                let middle = pieces.start + count / 2;
+                let (left, right) = out.split_at_mut(start(middle) - start(pieces.start));
+                let mut first = || self.each_of(left, pieces.start..middle, start, work);
+                let mut second = || self.each_of(right, middle..pieces.end, start, work);
+                match self {
+                    Rows::InTurn => (first(), second()),
+                    Rows::Shared => rayon::join(first, second),
+                };
+            }
+        }
+    }
+
+    /// How many of `rows` rows to work on at once: `most`, or fewer where each thread would not get several pieces.
+    pub fn at_once(self, rows: usize, most: usize) -> usize {
+        match self {
+            Rows::InTurn => most,
+            Rows::Shared => (rows / (4 * rayon::current_num_threads())).clamp(1, most),
         }
     }
 

@@ -21,6 +21,8 @@ pub trait Simd: Copy {
     unsafe fn zero() -> Self::V;
     /// `WIDTH` elements from `p`.
     unsafe fn load(p: *const f32) -> Self::V;
+    /// `WIDTH` bf16 from `p`.
+    unsafe fn load_bf16(p: *const u16) -> Self::V;
     /// `WIDTH` elements to `p`.
     unsafe fn store(p: *mut f32, v: Self::V);
     /// `*p` in every element.
@@ -44,9 +46,21 @@ pub trait Simd: Copy {
     ) {
         unsafe { sum_taps::<Self, M, V>(taps, w, x, sum) }
     }
+    /// Adds to `taps` outputs of `V` vectors the products of as many weights of `M` maps with the responses:
+    /// `out[t][v] += Σ_m w[t][m] · response[m][v]`, where taps are `w_step` and `out_step` numbers apart. The innermost loop of the
+    /// transpose.
+    #[inline(always)]
+    unsafe fn give_taps<const M: usize, const V: usize>(
+        taps: usize,
+        w: (*const f32, usize),
+        out: (*mut f32, usize),
+        response: &[[Self::V; V]; M],
+    ) {
+        unsafe { give_taps::<Self, M, V>(taps, w, out, response) }
+    }
     /// Asks for the cache line at `p`, which need not be valid, to be brought into the second-level cache.
     #[inline(always)]
-    unsafe fn prefetch(p: *const f32) {
+    unsafe fn prefetch(p: *const u8) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: SSE is part of x86-64, and a prefetch of any address is allowed.
         unsafe {
@@ -82,6 +96,34 @@ unsafe fn sum_taps<S: Simd, const M: usize, const V: usize>(
     }
 }
 
+/// [`Simd::give_taps`], as it stands there.
+#[inline(always)]
+unsafe fn give_taps<S: Simd, const M: usize, const V: usize>(
+    taps: usize,
+    (mut w, w_step): (*const f32, usize),
+    (mut out, out_step): (*mut f32, usize),
+    response: &[[S::V; V]; M],
+) {
+    unsafe {
+        for _ in 0..taps {
+            let mut sum = [S::zero(); V];
+            for (v, sum) in sum.iter_mut().enumerate() {
+                *sum = S::load(out.add(v * S::WIDTH));
+            }
+            for (m, response) in response.iter().enumerate() {
+                let weight = S::splat(w.add(m));
+                for (sum, &response) in sum.iter_mut().zip(response) {
+                    *sum = S::mul_add(weight, response, *sum);
+                }
+            }
+            for (v, &sum) in sum.iter().enumerate() {
+                S::store(out.add(v * S::WIDTH), sum);
+            }
+            (w, out) = (w.wrapping_add(w_step), out.wrapping_add(out_step));
+        }
+    }
+}
+
 /// Plain Rust, for any target.
 #[derive(Clone, Copy)]
 pub struct Scalar;
@@ -98,6 +140,10 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn load(p: *const f32) -> [f32; 4] {
         unsafe { p.cast::<[f32; 4]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> [f32; 4] {
+        unsafe { p.cast::<[u16; 4]>().read_unaligned() }.map(|x| f32::from_bits(u32::from(x) << 16))
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: [f32; 4]) {
@@ -156,6 +202,13 @@ mod x86 {
         #[inline(always)]
         unsafe fn load(p: *const f32) -> __m256 {
             unsafe { _mm256_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const u16) -> __m256 {
+            unsafe {
+                let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+            }
         }
         #[inline(always)]
         unsafe fn store(p: *mut f32, v: __m256) {
@@ -318,6 +371,13 @@ mod x86 {
         #[inline(always)]
         unsafe fn load(p: *const f32) -> __m512 {
             unsafe { _mm512_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const u16) -> __m512 {
+            unsafe {
+                let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+            }
         }
         #[inline(always)]
         unsafe fn store(p: *mut f32, v: __m512) {

@@ -7,6 +7,7 @@
 //! writing and reading need no memory of the size of the weights.
 
 mod check;
+mod read;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -16,19 +17,18 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, sync_channel};
 use std::thread;
 
-use memmap2::{Mmap, UncheckedAdvice};
-use ndarray::{Array1, Array2, Array4};
 use rayon::prelude::*;
-use safetensors::tensor::{Metadata, TensorInfo, TensorView};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::Network;
 use super::preprocess::{Transform, Whitening};
-use super::stage::{Stage, Weights};
-use crate::config::RunConfig;
+use super::stage::Stage;
+use super::weights::Weights;
+use crate::config::{Precision, RunConfig};
 use crate::error::{Error, Result};
 use crate::geometry::StageShape;
 pub use check::{Check, check};
@@ -68,8 +68,15 @@ impl Tensor<'_> {
         }
     }
 
+    fn dtype(&self) -> Dtype {
+        match self {
+            Tensor::Weights(stage, _) => dtype_of(stage.precision()),
+            Tensor::Values(..) => Dtype::F32,
+        }
+    }
+
     fn bytes(&self) -> usize {
-        4 * self.shape().iter().product::<usize>()
+        self.dtype().bitsize() / 8 * self.shape().iter().product::<usize>()
     }
 
     fn write(&self, to: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
@@ -93,7 +100,15 @@ fn write_weights(
         blocks.resize_with(at_once.min(rows - first), Vec::new);
         blocks.par_iter_mut().enumerate().for_each(|(at, bytes)| {
             bytes.clear();
-            stage.for_each_weight(which, first + at, |w| bytes.extend_from_slice(&w.to_le_bytes()));
+            match stage.precision() {
+                Precision::F32 => {
+                    stage.for_each_weight(which, first + at, |w| bytes.extend_from_slice(&w.to_le_bytes()));
+                }
+                // The upper half of the bits is all of them.
+                Precision::Bf16 => stage.for_each_weight(which, first + at, |w| {
+                    bytes.extend_from_slice(&w.to_le_bytes()[2..]);
+                }),
+            }
         });
     };
     let (converted, ready) = sync_channel::<Vec<Vec<u8>>>(1);
@@ -119,6 +134,14 @@ fn write_weights(
     })
 }
 
+/// How weights are written: as they are stored.
+fn dtype_of(precision: Precision) -> Dtype {
+    match precision {
+        Precision::F32 => Dtype::F32,
+        Precision::Bf16 => Dtype::BF16,
+    }
+}
+
 /// Sizes of a stage's arrays of weights in files: `[row, column, map, channel, dy, dx]`.
 fn shape_in_files(s: &StageShape) -> [usize; 6] {
     [s.filtered.rows, s.filtered.cols, s.filtered.channels, s.input.channels, s.field, s.field]
@@ -126,7 +149,7 @@ fn shape_in_files(s: &StageShape) -> [usize; 6] {
 
 /// Rows of positions that are converted together.
 fn rows_at_once(stage: &Stage) -> usize {
-    let row_bytes = 4 * stage.weight_count() / stage.shape.filtered.rows;
+    let row_bytes = stage.precision().bytes() * stage.count() / stage.shape.filtered.rows;
     (BLOCK_BYTES / row_bytes.max(1)).max(rayon::current_num_threads())
 }
 
@@ -193,14 +216,14 @@ fn sync(path: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::NoRoom`].
 pub fn check_room(folder: &Path, network: &Network, whitening: &Whitening) -> Result<()> {
-    let arrays = if network.stages.iter().any(Stage::has_sums) { 4 } else { 2 };
-    let weights: usize = network.stages.iter().map(Stage::weight_count).sum();
+    let arrays = if network.stages.iter().any(|stage| stage.has_sums()) { 4 } else { 2 };
+    let weights: usize = network.stages.iter().map(|stage| stage.precision().bytes() * stage.count()).sum();
     let others = match &whitening.transform {
         Transform::None => 0,
         Transform::Zca { mean, matrix, inverse } => mean.len() + matrix.len() + inverse.len(),
         Transform::Conv { filter } => filter.len(),
     };
-    let need_bytes = 4 * (arrays * weights + others) as u64;
+    let need_bytes = (arrays * weights + 4 * others) as u64;
     let have_bytes = fs4::available_space(folder).map_err(Error::io(folder, "look at the free space of"))?;
     if have_bytes < need_bytes {
         let what = format!("a checkpoint in {}", folder.display());
@@ -219,7 +242,7 @@ fn write_all(
     let mut tensors = whitening_tensors(whitening);
     tensors.extend(weight_tensors(network, [("W1", Weights::Encoder), ("W2", Weights::Decoder)]));
     let mut sums = write_model(folder, config, tensors)?;
-    if network.stages.iter().any(Stage::has_sums) {
+    if network.stages.iter().any(|stage| stage.has_sums()) {
         let tensors = weight_tensors(network, [("W1", Weights::EncoderSums), ("W2", Weights::DecoderSums)]);
         sums.push(write_tensors(folder, "optimiser.safetensors", config, tensors)?);
     }
@@ -283,7 +306,7 @@ fn write_tensors(
     let info = |(name, tensor): &(String, Tensor)| {
         let data_offsets = (end, end + tensor.bytes());
         end = data_offsets.1;
-        (name.clone(), TensorInfo { dtype: Dtype::F32, shape: tensor.shape(), data_offsets })
+        (name.clone(), TensorInfo { dtype: tensor.dtype(), shape: tensor.shape(), data_offsets })
     };
     let infos = tensors.iter().map(info).collect();
     let metadata = Metadata::new(Some(metadata), infos).expect("one tensor after the other");
@@ -337,189 +360,6 @@ pub struct Checkpoint {
     pub network: Network,
     /// Its preprocessing.
     pub whitening: Whitening,
-}
-
-/// Safetensors files of a checkpoint, mapped into memory.
-struct Files {
-    folder: PathBuf,
-    maps: Vec<(PathBuf, Mmap)>,
-}
-
-impl Files {
-    /// The files that hold tensors of `model` or `optimiser`.
-    fn open(folder: &Path, name: &str) -> Result<Files> {
-        let index = folder.join(format!("{name}.safetensors.index.json"));
-        let mut names = vec![format!("{name}.safetensors")];
-        if index.exists() {
-            let text = fs::read_to_string(&index).map_err(Error::io(&index, "read"))?;
-            #[derive(Deserialize)]
-            struct Index {
-                weight_map: BTreeMap<String, String>,
-            }
-            let parsed: Index = serde_json::from_str(&text)
-                .map_err(|e| Error::bad_file(&index, format!("not an index of tensors: {e}")))?;
-            names = parsed.weight_map.into_values().collect();
-            names.sort();
-            names.dedup();
-        }
-        let map = |name: String| {
-            let path = folder.join(name);
-            let file = File::open(&path).map_err(Error::io(&path, "read"))?;
-            // SAFETY: a checkpoint is written once and renamed into place; nobody changes it while we read.
-            let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path, "read"))?;
-            Ok((path, map))
-        };
-        let maps = names.into_iter().map(map).collect::<Result<_>>()?;
-        Ok(Files { folder: folder.into(), maps })
-    }
-
-    fn parsed(&self) -> Result<Vec<Parsed<'_>>> {
-        let parse = |path: &Path, bytes| -> Result<(SafeTensors<'_>, Header)> {
-            let bad =
-                |problem: String| Error::bad_file(path, format!("not a whole checkpoint file: {problem}"));
-            let tensors = SafeTensors::deserialize(bytes).map_err(|e| bad(e.to_string()))?;
-            let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| bad(e.to_string()))?;
-            let header = metadata.metadata().as_ref().and_then(|m| m.get("striate"));
-            let header = header.ok_or_else(|| bad("no `striate` in its metadata".into()))?;
-            let format = serde_json::from_str::<serde_json::Value>(header).ok();
-            let format = format.as_ref().and_then(|v| v["format"].as_u64());
-            if format != Some(u64::from(FORMAT)) {
-                let seen = format.map_or("none".into(), |f| f.to_string());
-                return Err(bad(format!("its format is {seen}, this version reads {FORMAT}")));
-            }
-            let header: Header =
-                serde_json::from_str(header).map_err(|e| bad(format!("its settings: {e}")))?;
-            Ok((tensors, header))
-        };
-        let mut out = Vec::new();
-        for (path, map) in &self.maps {
-            let (tensors, header) = parse(path, &map[..])?;
-            out.push(Parsed { path, map, tensors, header });
-        }
-        Ok(out)
-    }
-}
-
-/// One of the files, its tensors found.
-struct Parsed<'a> {
-    path: &'a Path,
-    map: &'a Mmap,
-    tensors: SafeTensors<'a>,
-    header: Header,
-}
-
-/// A tensor of 32-bit numbers in a mapped file.
-struct Found<'a> {
-    map: &'a Mmap,
-    view: TensorView<'a>,
-}
-
-impl<'a> Found<'a> {
-    /// The tensor, if it is there and shaped as wanted.
-    fn new(files: &[Parsed<'a>], folder: &Path, name: &str, shape: &[usize]) -> Result<Found<'a>> {
-        let found = files.iter().find_map(|file| Some((file, file.tensors.tensor(name).ok()?)));
-        let missing = || Error::bad_file(folder, format!("tensor `{name}` is missing"));
-        let (file, view) = found.ok_or_else(missing)?;
-        if view.dtype() != Dtype::F32 || view.shape() != shape {
-            let problem =
-                format!("tensor `{name}` is {:?} {:?}, expected F32 {shape:?}", view.dtype(), view.shape());
-            return Err(Error::bad_file(file.path, problem));
-        }
-        Ok(Found { map: file.map, view })
-    }
-
-    /// Its values, all of them or those of one of `rows` parts.
-    fn values(&self, row: usize, rows: usize) -> impl Iterator<Item = f32> + use<'a> {
-        let data = self.view.data();
-        let len = data.len() / rows;
-        let row = &data[row * len..][..len];
-        row.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes")))
-    }
-
-    /// Calls `work` with each of the numbers of `rows` parts and its values, on all threads, and lets the memory that a part
-    /// of the mapped file took be used again. True if all values are finite.
-    fn for_each_row(&self, rows: usize, work: impl Fn(usize, &mut dyn Iterator<Item = f32>) + Sync) -> bool {
-        let (start, len) =
-            (self.view.data().as_ptr() as usize - self.map.as_ptr() as usize, self.view.data().len() / rows);
-        let read = |row| {
-            let mut finite = true;
-            work(row, &mut self.values(row, rows).inspect(|value| finite &= value.is_finite()));
-            // SAFETY: the map is of a file and only read, so what it loses is read from the file again. Advice only: without
-            // it the system takes back the memory when it needs it.
-            let _ =
-                unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start + row * len, len) };
-            finite
-        };
-        (0..rows).into_par_iter().map(read).reduce(|| true, |a, b| a && b)
-    }
-}
-
-impl Checkpoint {
-    /// Reads the checkpoint in `folder`; `for_training` reads the optimiser's sums as well.
-    ///
-    /// # Errors
-    /// A file is missing, truncated, of another format, or a tensor is missing or misshapen.
-    pub fn load(folder: &Path, for_training: bool) -> Result<Checkpoint> {
-        let files = Files::open(folder, "model")?;
-        let parsed = files.parsed()?;
-        let wrong = |e: Error| Error::bad_file(folder, format!("not a whole checkpoint: {e}"));
-        let config = parsed[0].header.config.clone().checked().map_err(wrong)?;
-        let network = Network::zeros(&config, for_training)?;
-        read_weights(&network, &parsed, &files.folder, [("W1", Weights::Encoder), ("W2", Weights::Decoder)])?;
-        let whitening = read_whitening(&config, &parsed, &files.folder)?;
-        if for_training && network.stages.iter().any(Stage::has_sums) {
-            let files = Files::open(folder, "optimiser")?;
-            let sums = [("W1", Weights::EncoderSums), ("W2", Weights::DecoderSums)];
-            read_weights(&network, &files.parsed()?, &files.folder, sums)?;
-        }
-        Ok(Checkpoint { config, network, whitening })
-    }
-}
-
-fn read_weights(
-    network: &Network,
-    files: &[Parsed],
-    folder: &Path,
-    arrays: [(&str, Weights); 2],
-) -> Result<()> {
-    for (number, stage) in (1..).zip(&network.stages) {
-        for (name, which) in arrays {
-            let name = format!("stage{number}.{name}");
-            let found = Found::new(files, folder, &name, &shape_in_files(&stage.shape))?;
-            let rows = stage.shape.filtered.rows;
-            if !found.for_each_row(rows, |row, values| stage.set_weights(which, row, values)) {
-                return Err(Error::bad_file(folder, format!("tensor `{name}` holds what is no number")));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn read_whitening(config: &RunConfig, files: &[Parsed], folder: &Path) -> Result<Whitening> {
-    use crate::config::Preprocess;
-    let shape = config.input_shape();
-    let (n, channels) = (shape.len(), shape.channels);
-    let read = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
-        Ok(Found::new(files, folder, &format!("whitening.{name}"), shape)?.values(0, 1).collect())
-    };
-    let square = |name: &str| -> Result<Array2<f32>> {
-        Ok(Array2::from_shape_vec((n, n), read(name, &[n, n])?).expect("shape was checked"))
-    };
-    let transform = match config.input.preprocess {
-        Preprocess::None => Transform::None,
-        Preprocess::Zca => Transform::Zca {
-            mean: Array1::from_vec(read("mean", &[n])?),
-            matrix: square("matrix")?,
-            inverse: square("inverse")?,
-        },
-        Preprocess::Conv => {
-            let side = config.input.whitening_side();
-            let size = [channels, channels, side, side];
-            let filter = Array4::from_shape_vec(size, read("filter", &size)?).expect("shape was checked");
-            Transform::Conv { filter }
-        }
-    };
-    Ok(Whitening { shape, transform })
 }
 
 /// The state that was saved with the checkpoint in `folder`.

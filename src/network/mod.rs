@@ -3,9 +3,11 @@
 pub mod checkpoint;
 mod convolve;
 pub mod objective;
+mod on_cpu;
 pub mod plain;
 pub mod preprocess;
 pub mod stage;
+pub mod weights;
 
 use ndarray::{Array4, ArrayView4};
 
@@ -14,7 +16,8 @@ use crate::error::Result;
 use crate::geometry::{Kind, MapShape, StageShape, Support};
 use crate::kernels::{Buffer, Cpu, Rows, lanes_for};
 use objective::Loss;
-pub use stage::{Activations, Stage, WeightUpdate, Weights};
+pub use stage::{Activations, Stage, StageKernels};
+pub use weights::{WeightUpdate, Weights};
 
 /// S stages of local, untied filters, pooling and contrast normalisation (paper §3). Shared by all replicas.
 pub struct Network {
@@ -80,7 +83,9 @@ impl Network {
     /// # Errors
     /// `STRIATE_CPU` asks for what this machine lacks.
     pub fn new(config: &RunConfig, seed: u64) -> Result<Network> {
-        Self::build(config, |number, shape, settings, sums| Stage::new(number, shape, settings, seed, sums))
+        Self::build(config, |number, shape, settings, sums| {
+            Stage::new(number, shape, settings, config.training.precision, seed, sums)
+        })
     }
 
     /// A network with all weights 0, to be read from a checkpoint; with room for the optimiser's sums or without.
@@ -88,8 +93,8 @@ impl Network {
     /// # Errors
     /// As [`Network::new`].
     pub fn zeros(config: &RunConfig, sums: bool) -> Result<Network> {
-        Self::build(config, |_, shape, settings, keeps_sums| {
-            Stage::zeros(shape, settings, sums && keeps_sums)
+        Self::build(config, |number, shape, settings, keeps_sums| {
+            Stage::zeros(number, shape, settings, config.training.precision, sums && keeps_sums)
         })
     }
 
@@ -110,6 +115,11 @@ impl Network {
         self
     }
 
+    /// What does the arithmetic.
+    fn kernels(&self) -> &dyn StageKernels {
+        &self.cpu
+    }
+
     /// Memory for minibatches of up to `batch` pictures.
     pub fn workspace(&self, batch: usize) -> Workspace {
         let lanes = lanes_for(batch);
@@ -123,14 +133,16 @@ impl Network {
     pub fn forward(&self, work: &mut Workspace, last: usize) {
         for index in 0..=last {
             self.encode(work, index);
-            self.stages[index].normalise(self.cpu, &mut work.stages[index], work.pictures);
+            self.kernels().normalise(&self.stages[index], &mut work.stages[index], work.pictures);
         }
     }
 
     /// Filtering and pooling of one stage, whose input is there.
     fn encode(&self, work: &mut Workspace, index: usize) {
         let (input, acts) = work.split(index);
-        self.stages[index].encode(self.cpu, input, acts);
+        let (stage, kernels) = (&self.stages[index], self.kernels());
+        kernels.filter(stage, input, acts);
+        kernels.pool(stage, acts);
     }
 
     /// Size of one sublayer's maps.
@@ -256,7 +268,7 @@ pub fn training_bytes(config: &RunConfig, replicas: usize) -> (u64, u64, u64) {
         2 * (s.positions() * s.taps() * maps) as u64
     };
     let shapes = config.shapes();
-    let weights = 4 * shapes.iter().map(padded).sum::<u64>();
+    let weights = config.training.precision.bytes() as u64 * shapes.iter().map(padded).sum::<u64>();
     let sums = if config.training.optimiser == Optimiser::Adagrad { weights } else { 0 };
     let lanes = lanes_for(config.training.batch);
     let values = |s: &StageShape| s.input.len() + 2 * s.filtered.len() + 4 * s.pooled.len();

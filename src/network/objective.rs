@@ -51,7 +51,7 @@ impl Network {
         work: &'a mut Workspace,
         stages: Range<usize>,
         objective: Objective,
-        update: &impl WeightUpdate,
+        update: &dyn WeightUpdate,
     ) -> &'a [Loss] {
         let top = stages.end - 1;
         if top > 0 {
@@ -64,7 +64,7 @@ impl Network {
         work.losses.resize(stages.len(), Loss::default());
         for index in stages.clone().rev() {
             work.losses[index - stages.start] = self.decode(work, index);
-            let (stage, pictures) = (&self.stages[index], work.pictures);
+            let (stage, kernels, pictures) = (&self.stages[index], self.kernels(), work.pictures);
             let (input, acts, dx) = work.split_gradient(index);
             let into_input = joint && index > stages.start;
 
@@ -72,14 +72,14 @@ impl Network {
             if into_input && !target {
                 dx.fill(0.0);
             }
-            stage.residual_gradient(acts, pictures, target.then_some(&mut *dx));
+            kernels.residual_gradient(stage, acts, pictures, target.then_some(&mut *dx));
 
             acts.dh.fill(stage.settings.sparsity_weight as f32 / pictures as f32);
             if joint && index < top {
-                stage.normalisation_gradient(self.cpu, acts);
+                kernels.normalisation_gradient(stage, acts);
             }
-            stage.pooling_gradient(self.cpu, acts);
-            stage.learn(self.cpu, input, acts, into_input.then_some(dx), update);
+            kernels.pooling_gradient(stage, acts);
+            kernels.learn(stage, input, acts, into_input.then_some(dx), update);
         }
         &work.losses
     }
@@ -101,17 +101,17 @@ impl Network {
             seeds[shape.place(unit.map, unit.row, unit.col) * lanes + lane] = 1.0;
         }
         for index in (0..=stage).rev() {
-            let layer = &self.stages[index];
+            let (layer, kernels) = (&self.stages[index], self.kernels());
             let (_, acts, dx) = work.split_gradient(index);
             if index < stage || kind == Kind::Y {
                 acts.dh.fill(0.0);
-                layer.normalisation_gradient(self.cpu, acts);
+                kernels.normalisation_gradient(layer, acts);
             }
             if index < stage || kind != Kind::A {
-                layer.pooling_gradient(self.cpu, acts);
+                kernels.pooling_gradient(layer, acts);
             }
             dx.fill(0.0);
-            layer.filtering_gradient(self.cpu, acts, dx);
+            kernels.filtering_gradient(layer, acts, dx);
         }
     }
 
@@ -120,7 +120,7 @@ impl Network {
         let (pictures, lanes) = (work.pictures, work.lanes);
         let stage = &self.stages[index];
         let (input, acts) = work.split(index);
-        stage.decode(self.cpu, input, acts);
+        self.kernels().decode(stage, input, acts);
         let mean = 1.0 / pictures as f64;
         let total = |maps: &[f32], f: fn(f32) -> f32| sum(acts.rows, maps, lanes, pictures, f);
         Loss {

@@ -322,7 +322,8 @@ impl Run<'_> {
                 let Some(number) = feeder.take(end, &mut work.input)? else { return Ok(()) };
                 let stall = waiting.elapsed();
                 let phase_step = phase_step_of(number);
-                let update = Step::new(self.network.cpu, training, schedule(training, phase_step, steps));
+                let factor = schedule(training, phase_step, steps);
+                let update = Step::new(self.network.cpu, training, factor, number);
                 let losses = self.network.learn(&mut work, stages.clone(), training.objective, &update);
                 if let Some(bad) = losses.iter().position(|loss| !loss.total().is_finite()) {
                     return Err(Error::Diverged { stage: stages.start + bad + 1, step: number });

@@ -24,11 +24,12 @@ pub struct Step {
     keep: f32,
     norm_bound: f32,
     max_step: f32,
+    number: u64,
 }
 
 impl Step {
-    /// With the schedule at `factor`.
-    pub fn new(cpu: Cpu, training: &Training, factor: f64) -> Step {
+    /// With the schedule at `factor`; `number` tells the updates of a run apart.
+    pub fn new(cpu: Cpu, training: &Training, factor: f64, number: u64) -> Step {
         Step {
             cpu,
             optimiser: training.optimiser,
@@ -36,6 +37,7 @@ impl Step {
             keep: (1.0 - training.encoder_decay * factor) as f32,
             norm_bound: training.decoder_norm_bound as f32,
             max_step: training.max_step as f32,
+            number,
         }
     }
 }
@@ -47,6 +49,10 @@ impl WeightUpdate for Step {
 
     fn decoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
         self.cpu.run(Update { step: self, maps, keep: 1.0, bound: self.norm_bound, weights, sums, gradient });
+    }
+
+    fn number(&self) -> u64 {
+        self.number
     }
 }
 
@@ -173,7 +179,7 @@ mod tests {
     #[test]
     fn adagrad_divides_by_the_root_of_all_squares_so_far() {
         for cpu in Cpu::available() {
-            let step = Step::new(cpu, &training(Optimiser::Adagrad), 1.0);
+            let step = Step::new(cpu, &training(Optimiser::Adagrad), 1.0, 0);
             let (mut w, mut sums) = ([1.0; 8], [16.0; 8]);
             step.encoder(8, &mut w, &mut sums, &mut [3.0; 8]);
             assert_eq!((sums[0], w[0]), (25.0, 0.9 - 0.5 * 3.0 / 5.0), "{}", cpu.name());
@@ -184,7 +190,7 @@ mod tests {
     fn no_filter_changes_by_more_than_its_share() {
         for cpu in Cpu::available() {
             let training = Training { max_step: 0.1, encoder_decay: 0.0, ..training(Optimiser::Sgd) };
-            let step = Step::new(cpu, &training, 1.0);
+            let step = Step::new(cpu, &training, 1.0, 0);
             let (mut w, mut gradient) = ([0.0; 16], [0.0; 16]);
             (w[0], w[8], gradient[8]) = (3.0, 4.0, 100.0); // a filter of norm 5: its change is held to 0.5
             (w[1], gradient[1]) = (5.0, 0.5);
@@ -196,7 +202,7 @@ mod tests {
     #[test]
     fn decoder_filters_are_brought_back_to_the_bound_and_shorter_ones_left() {
         for cpu in Cpu::available() {
-            let step = Step::new(cpu, &training(Optimiser::Sgd), 1.0);
+            let step = Step::new(cpu, &training(Optimiser::Sgd), 1.0, 0);
             let mut w = [0.0; 3 * 16];
             (w[2], w[16 + 2], w[9]) = (3.0, 4.0, 0.5);
             step.decoder(16, &mut w, &mut [], &mut [0.0; 48]);

@@ -7,7 +7,8 @@ use std::path::Path;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{Files, Found, SUMS, hex, read_whitening, shape_in_files};
+use super::read::{Files, Found, read_whitening};
+use super::{SUMS, dtype_of, hex, shape_in_files};
 use crate::config::{Optimiser, RunConfig};
 use crate::error::{Error, Result};
 
@@ -87,16 +88,19 @@ fn tensors(config: &RunConfig, files: &Files, whose: &str) -> Vec<Check> {
         Ok(parsed) => parsed,
         Err(error) => return vec![Check::new(&format!("{whose}tensors"), "values", Err(error))],
     };
-    let mut checks = Vec::new();
+    let (dtype, mut checks) = (dtype_of(config.training.precision), Vec::new());
     for (number, shape) in (1..).zip(config.shapes()) {
         for array in ["W1", "W2"] {
             let (name, size) = (format!("stage{number}.{array}"), shape_in_files(&shape));
-            let outcome = Found::new(&parsed, &files.folder, &name, &size).and_then(|found| {
-                match found.for_each_row(shape.filtered.rows, |_, values| values.for_each(drop)) {
-                    true => Ok(()),
-                    false => Err(Error::bad_file(&files.folder, format!("`{name}` holds what is no number"))),
-                }
-            });
+            let outcome =
+                Found::new(&parsed, &files.folder, &name, dtype, &size).and_then(|found| {
+                    match found.for_each_row(shape.filtered.rows, |_, values| values.for_each(drop)) {
+                        true => Ok(()),
+                        false => {
+                            Err(Error::bad_file(&files.folder, format!("`{name}` holds what is no number")))
+                        }
+                    }
+                });
             checks.push(Check::new(&format!("{whose}{name}"), &format!("{size:?}"), outcome));
         }
     }

@@ -1,8 +1,10 @@
 //! Tests of [`super`]: against plain f64 definitions, over random shapes.
 
 use super::*;
+use crate::config::Precision;
 use crate::geometry::{MapShape, Windows};
 use crate::kernels::lanes_for;
+use crate::kernels::stored::Stored;
 use crate::rng;
 use proptest::prelude::*;
 use rand::Rng;
@@ -95,7 +97,7 @@ proptest! {
         let terms = maps * field.rows * field.rows * case.positions; // no place is seen more often
         for cpu in Cpu::available() {
             let mut got = vec![0.0; case.response.len()];
-            respond(cpu, field, maps, &case.weights, input, &mut got);
+            respond(cpu, field, maps, case.weights[..].into(), input, &mut got);
             assert_close(&got, &responses, taps, cpu.name());
 
             let mut got = vec![f32::NAN; case.weights.len()];
@@ -103,7 +105,7 @@ proptest! {
             assert_close(&got, &gradient, lanes, cpu.name());
 
             let (mut got, mut other) = (vec![0.0; case.response.len()], vec![f32::NAN; case.weights.len()]);
-            let (weights, response) = (&case.weights, &case.response);
+            let (weights, response) = (case.weights[..].into(), &case.response);
             respond_and_weight_gradient(cpu, field, maps, weights, input, &mut got, response, &mut other);
             assert_close(&got, &responses, taps, cpu.name());
             assert_close(&other, &gradient, lanes, cpu.name());
@@ -125,6 +127,30 @@ proptest! {
         }
     }
 
+    /// Weights stored as bf16 give what the same weights give as f32, bit for bit.
+    #[test]
+    fn how_weights_are_stored_does_not_matter(
+        field in 1usize..=20, maps in 1usize..=40, stride in 1usize..=4, batch in 1usize..=100, seed in any::<u64>(),
+    ) {
+        let windows = Windows { maps, field, stride, pool: 1, pool_stride: 1, lcn: 0 };
+        let case = Case::new(windows, 3, (3, 7), batch, seed);
+        let mut half = Stored::zeros(case.weights.len(), Precision::Bf16);
+        case.weights.iter().enumerate().for_each(|(at, &weight)| half.set(at, weight));
+        let whole: Vec<f32> = (0..half.len()).map(|at| half.get(at)).collect();
+        let (field, input, response) = (case.field, &case.input[case.base..], &case.response);
+        for cpu in Cpu::available() {
+            let all = |weights: Slice| {
+                let (mut forward, mut both) = (vec![0.0; response.len()], vec![0.0; response.len()]);
+                let (mut gradient, mut back) = (vec![0.0; weights.len()], case.input.clone());
+                respond(cpu, field, maps, weights, input, &mut forward);
+                respond_and_weight_gradient(cpu, field, maps, weights, input, &mut both, response, &mut gradient);
+                scatter(cpu, field, 0..field.rows, maps, weights, response, &mut back[case.base..]);
+                (forward, both, gradient, back)
+            };
+            prop_assert!(all(half.all()) == all(whole[..].into()), "{}", cpu.name());
+        }
+    }
+
     /// `⟨respond(x), r⟩ = ⟨x, scatter(r)⟩` for all x and r.
     #[test]
     fn scatter_is_the_adjoint_of_respond(
@@ -137,8 +163,8 @@ proptest! {
             let mut forward = vec![0.0; case.response.len()];
             let mut back = vec![0.0; case.input.len()];
             let (base, r, rows) = (case.base, &case.response, 0..case.field.rows);
-            respond(cpu, case.field, maps, &case.weights, &case.input[base..], &mut forward);
-            scatter(cpu, case.field, rows, maps, &case.weights, r, &mut back[base..]);
+            respond(cpu, case.field, maps, case.weights[..].into(), &case.input[base..], &mut forward);
+            scatter(cpu, case.field, rows, maps, case.weights[..].into(), r, &mut back[base..]);
             let (left, right) = (dot(&forward, &case.response), dot(&case.input, &back));
             prop_assert!((left - right).abs() < 1e-3 * (1.0 + left.abs()), "{}: {left} != {right}", cpu.name());
         }

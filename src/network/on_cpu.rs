@@ -1,0 +1,236 @@
+//! The arithmetic of a stage on the CPU, rows of maps or blocks of weights shared out among threads.
+
+use std::ops::Range;
+
+use super::stage::{Activations, Stage, StageKernels};
+use super::weights::{Arrays, Place, WeightUpdate, Weights};
+use crate::kernels::filter::{self, Field, MAP_PAD, TOGETHER};
+use crate::kernels::stored::{self, Slice, Stored};
+use crate::kernels::{Cpu, pool, with_scratch};
+
+/// Rows of the input that a thread fills at once: few enough to stay in its cache, enough to make use of each position's
+/// responses.
+const ROWS_AT_ONCE: usize = 8;
+
+impl StageKernels for Cpu {
+    fn filter(&self, stage: &Stage, input: &[f32], acts: &mut Activations) {
+        let Activations { rows, field, a, .. } = acts;
+        let blocks = stage.blocks.all();
+        let start = |number| stage.blocks.first_unit(number) * field.lanes;
+        rows.each_of(a, 0..blocks.len(), &start, &|number, a| {
+            let block = &blocks[number];
+            let (arrays, input) = (block.read(), seen(stage, *field, &block.place, input));
+            a.fill(0.0);
+            filter::respond(*self, *field, block.maps().0, arrays.encoder.all(), input, a);
+        });
+    }
+
+    fn pool(&self, stage: &Stage, acts: &mut Activations) {
+        let Activations { rows, field, a, h, .. } = acts;
+        let s = &stage.shape;
+        rows.each(h, s.pooled.row_len() * field.lanes, |row, h| {
+            pool::pool_row(*self, s, stage.settings.epsilon as f32, a, row, h);
+        });
+    }
+
+    fn normalise(&self, _: &Stage, acts: &mut Activations, pictures: usize) {
+        let Activations { rows, lcn, h, y, lcn_scratch, field, .. } = acts;
+        match lcn {
+            Some(lcn) => lcn.normalise(*self, *rows, h, y, lcn_scratch),
+            None => y.copy_from_slice(h),
+        }
+        if pictures < field.lanes {
+            y.chunks_exact_mut(field.lanes).for_each(|lanes| lanes[pictures..].fill(0.0));
+        }
+    }
+
+    fn decode(&self, stage: &Stage, input: &[f32], acts: &mut Activations) {
+        let Activations { rows, field, a, residual, .. } = acts;
+        let at_once = rows.at_once(stage.shape.input.rows, ROWS_AT_ONCE);
+        rows.each(residual, at_once * field.pitch, |number, residual| {
+            let first = number * at_once;
+            residual.fill(0.0);
+            give_back(*self, stage, *field, Weights::Decoder, a, first, residual);
+            divide_by_coverage(stage, first, residual, field.lanes);
+            residual.iter_mut().zip(&input[first * field.pitch..]).for_each(|(r, x)| *r -= x);
+        });
+    }
+
+    fn residual_gradient(
+        &self,
+        stage: &Stage,
+        acts: &mut Activations,
+        pictures: usize,
+        dx: Option<&mut [f32]>,
+    ) {
+        let Activations { rows, field, residual, .. } = acts;
+        let (scale, pitch) = (2.0 / pictures as f32, field.pitch);
+        if let Some(dx) = dx {
+            rows.each(dx, pitch, |row, dx| {
+                dx.iter_mut().zip(&residual[row * pitch..]).for_each(|(dx, r)| *dx = -scale * r);
+            });
+        }
+        rows.each(residual, pitch, |row, residual| {
+            residual.iter_mut().for_each(|r| *r *= scale);
+            divide_by_coverage(stage, row, residual, field.lanes);
+        });
+    }
+
+    fn normalisation_gradient(&self, _: &Stage, acts: &mut Activations) {
+        let Activations { rows, lcn, y, dy, dh, lcn_scratch, .. } = acts;
+        match lcn {
+            Some(lcn) => lcn.gradient(*self, *rows, y, dy, dh, lcn_scratch),
+            None => dh.iter_mut().zip(dy.iter()).for_each(|(dh, dy)| *dh += dy),
+        }
+    }
+
+    fn pooling_gradient(&self, stage: &Stage, acts: &mut Activations) {
+        let Activations { rows, field, a, h, dh, da, .. } = acts;
+        let (s, pooled) = (&stage.shape, stage.shape.pooled.row_len() * field.lanes);
+        rows.each(dh, pooled, |row, dh| {
+            dh.iter_mut().zip(&h[row * pooled..]).for_each(|(dh, &h)| *dh /= h);
+        });
+        let filtered = s.filtered.row_len() * field.lanes;
+        rows.each(da, filtered, |row, da| {
+            pool::pool_gradient_row(*self, s, dh, row, &a[row * filtered..][..filtered], da);
+        });
+    }
+
+    fn filtering_gradient(&self, stage: &Stage, acts: &Activations, dx: &mut [f32]) {
+        let Activations { rows, field, da, .. } = acts;
+        let at_once = rows.at_once(stage.shape.input.rows, ROWS_AT_ONCE);
+        rows.each(dx, at_once * field.pitch, |number, dx| {
+            give_back(*self, stage, *field, Weights::Encoder, da, number * at_once, dx);
+        });
+    }
+
+    fn learn(
+        &self,
+        stage: &Stage,
+        input: &[f32],
+        acts: &mut Activations,
+        dx: Option<&mut [f32]>,
+        update: &dyn WeightUpdate,
+    ) {
+        let cpu = *self;
+        let Activations { rows, field, a, da, residual, .. } = acts;
+        let (rows, field, blocks) = (*rows, *field, stage.blocks.all());
+        let start = |number| stage.blocks.first_unit(number) * field.lanes;
+        rows.each_of(da, 0..blocks.len(), &start, &|number, da| {
+            let (block, a) = (&blocks[number], &a[start(number)..][..da.len()]);
+            let (maps, residual) = (block.maps().0, seen(stage, field, &block.place, residual));
+            let Arrays { decoder, decoder_sums, .. } = &mut *block.write();
+            let key = |position| key(update, stage, number, Weights::Decoder, position);
+            let gradient = |few: Few, weights: Slice, gradient: &mut [f32]| {
+                let (a, da, residual) = (&a[few.units.clone()], &mut da[few.units], &residual[few.input..]);
+                filter::respond_and_weight_gradient(cpu, field, maps, weights, residual, da, a, gradient);
+            };
+            learn_block(cpu, field, maps, decoder, decoder_sums, key, gradient, |maps, w, sums, g| {
+                update.decoder(maps, w, sums, g);
+            });
+        });
+        if let Some(dx) = dx {
+            self.filtering_gradient(stage, acts, dx);
+        }
+        rows.each_of(&mut acts.da, 0..blocks.len(), &start, &|number, da| {
+            let (block, input) = (&blocks[number], seen(stage, field, &blocks[number].place, input));
+            let (maps, _) = block.maps();
+            let Arrays { encoder, encoder_sums, .. } = &mut *block.write();
+            let key = |position| key(update, stage, number, Weights::Encoder, position);
+            let gradient = |few: Few, _: Slice, gradient: &mut [f32]| {
+                filter::weight_gradient(cpu, field, maps, &input[few.input..], &da[few.units], gradient);
+            };
+            learn_block(cpu, field, maps, encoder, encoder_sums, key, gradient, |maps, w, sums, g| {
+                update.encoder(maps, w, sums, g);
+            });
+        });
+    }
+}
+
+/// What the receptive fields of positions side by side see of the input.
+fn seen<'a>(stage: &Stage, field: Field, place: &Place, input: &'a [f32]) -> &'a [f32] {
+    &input[place.row * stage.shape.stride * field.pitch + place.cols.start * field.step * field.lanes..]
+}
+
+/// Adds to some rows of maps of the input's size, from row `first` on, what all units give back to them.
+///
+/// Every number of `out` gets its terms in the same order, however the rows are divided.
+fn give_back(
+    cpu: Cpu,
+    stage: &Stage,
+    field: Field,
+    which: Weights,
+    response: &[f32],
+    first: usize,
+    out: &mut [f32],
+) {
+    let (s, lanes, last) = (&stage.shape, field.lanes, first + out.len() / field.pitch);
+    for (number, block) in stage.blocks.all().iter().enumerate() {
+        let (Place { row, cols, maps }, top) = (&block.place, block.place.row * s.stride);
+        let rows = top.max(first)..(top + s.field).min(last);
+        if rows.is_empty() {
+            continue;
+        }
+        let start = stage.blocks.first_unit(number) * lanes;
+        let response = &response[start..][..cols.len() * maps.len() * lanes];
+        let out = &mut out[(rows.start - first) * field.pitch + cols.start * field.step * lanes..];
+        let (rows, arrays) = (rows.start - row * s.stride..rows.end - row * s.stride, block.read());
+        filter::scatter(cpu, field, rows, maps.len(), arrays.get(which).all(), response, out);
+    }
+}
+
+/// Divides rows of maps of the input's size, from row `first` on, by the number of receptive fields at each place, if
+/// the settings say so.
+fn divide_by_coverage(stage: &Stage, first: usize, maps: &mut [f32], lanes: usize) {
+    let Some(inverse) = &stage.inverse_coverage else { return };
+    let scales = &inverse[first * stage.shape.input.cols..];
+    for (place, scale) in maps.chunks_exact_mut(stage.shape.input.channels * lanes).zip(scales) {
+        place.iter_mut().for_each(|x| *x *= scale);
+    }
+}
+
+/// A few positions side by side in a block.
+struct Few {
+    /// Their units, from the first of the block.
+    units: Range<usize>,
+    /// Where their first field begins in the maps, from the first of the block.
+    input: usize,
+}
+
+/// Turns one of a block's arrays of weights into new ones, a few positions at a time: `gradient` writes their gradient, then
+/// `update` is called with the padded maps, the weights, the sums and the gradient of each position.
+#[expect(clippy::too_many_arguments, reason = "what is learned, and how")]
+fn learn_block(
+    cpu: Cpu,
+    field: Field,
+    maps: usize,
+    weights: &mut Stored,
+    sums: &mut Stored,
+    key: impl Fn(usize) -> u32,
+    mut gradient: impl FnMut(Few, Slice, &mut [f32]),
+    update: impl Fn(usize, &mut [f32], &mut [f32], &mut [f32]),
+) {
+    let (padded, cell) = (maps.next_multiple_of(MAP_PAD), maps * field.lanes);
+    let len = field.taps() * padded;
+    let positions = weights.len() / len;
+    with_scratch([TOGETHER.min(positions) * len], |[gradients]| {
+        for first in (0..positions).step_by(TOGETHER) {
+            let last = (first + TOGETHER).min(positions);
+            let few = Few { units: first * cell..last * cell, input: first * field.step * field.lanes };
+            let gradients = &mut gradients[..(last - first) * len];
+            gradient(few, weights.slice(first * len..last * len), gradients);
+            for (position, gradient) in (first..last).zip(gradients.chunks_exact_mut(len)) {
+                let (place, key) = (position * len..(position + 1) * len, key(position));
+                let remembered = if sums.is_empty() { 0..0 } else { place.clone() };
+                weights.edit(cpu, place, key, |weights| {
+                    sums.edit(cpu, remembered, !key, |sums| update(padded, weights, sums, gradient));
+                });
+            }
+        }
+    });
+}
+
+/// What the bf16 weights of a position are rounded by.
+fn key(update: &dyn WeightUpdate, stage: &Stage, block: usize, which: Weights, position: usize) -> u32 {
+    stored::key(&[update.number(), stage.number as u64, block as u64, which as u64, position as u64])
+}

@@ -1,0 +1,331 @@
+//! The weights of a stage, in blocks behind locks.
+//!
+//! A block holds the filters of positions side by side in a row, behind a reader-writer lock: replicas on threads read and update
+//! them in place, asynchronously and without a data race. Nothing of the size of the weights exists beside them but the
+//! sums of the optimiser.
+
+use std::ops::Range;
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use ndarray::{Array, Ix6};
+use ndarray_rand::rand_distr::{Distribution, StandardNormal};
+use rayon::prelude::*;
+
+use crate::config::Precision;
+use crate::geometry::StageShape;
+use crate::kernels::filter::{MAP_PAD, TOGETHER};
+use crate::kernels::stored::Stored;
+use crate::rng;
+
+/// Which of a stage's arrays of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// W1.
+    Encoder,
+    /// W2.
+    Decoder,
+    /// The optimiser's sums for W1.
+    EncoderSums,
+    /// The optimiser's sums for W2.
+    DecoderSums,
+}
+
+/// Turns the gradient of one position into new weights. Arrays are `[tap, map]` with `maps` (padded by zeros) filters; the
+/// gradient may be used as scratch.
+pub trait WeightUpdate: Sync {
+    /// New encoder weights of one position.
+    fn encoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]);
+    /// New decoder weights of one position.
+    fn decoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]);
+    /// A number that is another for each update of a run: what bf16 weights are rounded by.
+    fn number(&self) -> u64 {
+        0
+    }
+}
+
+/// The filters that a block holds: all those of positions side by side, or some of those of one position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Row of the positions.
+    pub row: usize,
+    /// Their columns.
+    pub cols: Range<usize>,
+    /// Their maps.
+    pub maps: Range<usize>,
+}
+
+/// Weights that are read and updated together, each array `[column, tap, map]`, taps `(dy, dx, channel)`, with maps padded by
+/// zeros to [`MAP_PAD`].
+pub struct Arrays {
+    /// W1.
+    pub encoder: Stored,
+    /// W2.
+    pub decoder: Stored,
+    /// What the optimiser remembers of each encoder weight; empty if nothing.
+    pub encoder_sums: Stored,
+    /// What the optimiser remembers of each decoder weight; empty if nothing.
+    pub decoder_sums: Stored,
+}
+
+impl Arrays {
+    /// One of them.
+    pub fn get(&self, which: Weights) -> &Stored {
+        match which {
+            Weights::Encoder => &self.encoder,
+            Weights::Decoder => &self.decoder,
+            Weights::EncoderSums => &self.encoder_sums,
+            Weights::DecoderSums => &self.decoder_sums,
+        }
+    }
+
+    fn get_mut(&mut self, which: Weights) -> &mut Stored {
+        match which {
+            Weights::Encoder => &mut self.encoder,
+            Weights::Decoder => &mut self.decoder,
+            Weights::EncoderSums => &mut self.encoder_sums,
+            Weights::DecoderSums => &mut self.decoder_sums,
+        }
+    }
+}
+
+/// Some of a stage's filters and their lock.
+pub struct Block {
+    /// Which filters.
+    pub place: Place,
+    arrays: RwLock<Arrays>,
+}
+
+impl Block {
+    /// To read them.
+    pub fn read(&self) -> RwLockReadGuard<'_, Arrays> {
+        self.arrays.read().expect("no replica panics")
+    }
+
+    /// To change them.
+    pub fn write(&self) -> RwLockWriteGuard<'_, Arrays> {
+        self.arrays.write().expect("no replica panics")
+    }
+
+    /// Its maps, and as many as each tap has room for.
+    pub fn maps(&self) -> (usize, usize) {
+        (self.place.maps.len(), self.place.maps.len().next_multiple_of(MAP_PAD))
+    }
+}
+
+/// All blocks of a stage, in the order of its units: rows, columns, maps.
+pub struct Blocks {
+    shape: StageShape,
+    precision: Precision,
+    blocks: Vec<Block>,
+    /// Blocks of each row of positions.
+    per_row: usize,
+}
+
+/// Rows that need not be divided: there are enough of them for the threads of any machine that this is for.
+const MANY_ROWS: usize = 64;
+
+/// Blocks that a stage should have, if need be of less than the positions that kernels work on together.
+const ENOUGH_BLOCKS: usize = 16;
+
+/// Columns and maps of each block.
+fn division(shape: &StageShape) -> (usize, usize) {
+    let (s, positions) = (&shape.filtered, shape.positions());
+    if s.rows >= MANY_ROWS {
+        (s.cols, s.channels)
+    } else if s.rows * s.cols.div_ceil(TOGETHER) >= ENOUGH_BLOCKS {
+        (TOGETHER, s.channels)
+    } else {
+        let groups = ENOUGH_BLOCKS.div_ceil(positions);
+        (1, s.channels.div_ceil(groups).next_multiple_of(MAP_PAD))
+    }
+}
+
+impl Blocks {
+    /// All weights 0; `sums` allocates what the optimiser remembers.
+    pub fn zeros(shape: StageShape, precision: Precision, sums: bool) -> Blocks {
+        let (cols, maps) = division(&shape);
+        let (s, taps) = (shape.filtered, shape.taps());
+        let parts = |all: usize, of: usize| (0..all).step_by(of).map(move |at| at..(at + of).min(all));
+        let block = |place: Place| {
+            let size = place.cols.len() * taps * place.maps.len().next_multiple_of(MAP_PAD);
+            let array = |size| Stored::zeros(size, precision);
+            let sums = if sums { size } else { 0 };
+            let [encoder, decoder, encoder_sums, decoder_sums] = [size, size, sums, sums].map(array);
+            Block { place, arrays: RwLock::new(Arrays { encoder, decoder, encoder_sums, decoder_sums }) }
+        };
+        let places = (0..s.rows).flat_map(|row| {
+            let columns = parts(s.cols, cols);
+            columns.flat_map(move |cols| {
+                parts(s.channels, maps).map(move |maps| Place { row, cols: cols.clone(), maps })
+            })
+        });
+        let per_row = s.cols.div_ceil(cols) * s.channels.div_ceil(maps);
+        Blocks { shape, precision, blocks: places.map(block).collect(), per_row }
+    }
+
+    /// Encoder entries from N(0, 1/taps), decoder filters the same directions with norm 1; drawn from the streams
+    /// `weights <number>` of `seed`.
+    pub fn draw(&mut self, number: usize, seed: u64) {
+        let (maps, taps) = (self.shape.filtered.channels, self.shape.taps());
+        let (scale, per_row) = ((taps as f32).powf(-0.5), self.per_row);
+        self.blocks.par_chunks_mut(per_row).enumerate().for_each(|(row, blocks)| {
+            let mut rng = rng::stream(seed, &format!("weights {number}"), row as u64);
+            let (mut filters, mut norms) = (vec![0f32; taps * maps], vec![0f32; maps]);
+            for col in 0..self.shape.filtered.cols {
+                norms.fill(0.0);
+                for weights in filters.chunks_exact_mut(maps) {
+                    for (weight, norm) in weights.iter_mut().zip(&mut norms) {
+                        let draw: f32 = StandardNormal.sample(&mut rng);
+                        *weight = scale * draw;
+                        *norm += *weight * *weight;
+                    }
+                }
+                for block in blocks.iter_mut().filter(|block| block.place.cols.contains(&col)) {
+                    let ((_, padded), Place { cols, maps: held, .. }) = (block.maps(), block.place.clone());
+                    let arrays = block.arrays.get_mut().expect("nobody holds it");
+                    for (tap, weights) in filters.chunks_exact(maps).enumerate() {
+                        let first = ((col - cols.start) * taps + tap) * padded;
+                        for map in held.clone() {
+                            let at = first + map - held.start;
+                            arrays.encoder.set(at, weights[map]);
+                            arrays.decoder.set(at, weights[map] / norms[map].sqrt());
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// Those of a row of positions.
+    pub fn of_row(&self, row: usize) -> &[Block] {
+        &self.blocks[row * self.per_row..][..self.per_row]
+    }
+
+    /// Where the units of a block begin in maps `[row, column, map]`; up to the next block, they are all its.
+    pub fn first_unit(&self, number: usize) -> usize {
+        let Place { row, cols, maps } = &self.blocks[number].place;
+        self.shape.filtered.place(maps.start, *row, cols.start)
+    }
+
+    /// How they are stored.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Numbers in each array of weights.
+    pub fn count(&self) -> usize {
+        self.shape.connections() as usize
+    }
+
+    /// True if every weight is a number.
+    pub fn is_finite(&self) -> bool {
+        self.blocks.par_iter().all(|block| {
+            let arrays = block.read();
+            arrays.encoder.is_finite() && arrays.decoder.is_finite()
+        })
+    }
+
+    /// True if the optimiser's sums are kept.
+    pub fn has_sums(&self) -> bool {
+        self.blocks.iter().any(|block| !block.read().encoder_sums.is_empty())
+    }
+
+    /// A copy of the weights in the layout of files: `[row, column, map, channel, dy, dx]`.
+    pub fn weights(&self, which: Weights) -> Array<f32, Ix6> {
+        let s = &self.shape;
+        let side =
+            (s.filtered.rows, s.filtered.cols, s.filtered.channels, s.input.channels, s.field, s.field);
+        let mut out = Vec::with_capacity(self.count());
+        (0..s.filtered.rows).for_each(|row| self.for_each_weight(which, row, |weight| out.push(weight)));
+        Array::from_shape_vec(side, out).expect("all positions were visited")
+    }
+
+    /// Calls `visit` with every weight of a row of positions, in the order of [`Blocks::weights`].
+    pub fn for_each_weight(&self, which: Weights, row: usize, mut visit: impl FnMut(f32)) {
+        for block in self.of_row(row) {
+            let arrays = block.read();
+            let array = arrays.get(which);
+            self.places_in_files(block, |place| visit(array.get(place)));
+        }
+    }
+
+    /// Takes the weights of a row of positions in the order of [`Blocks::weights`].
+    pub fn set_weights(&self, which: Weights, row: usize, mut values: impl Iterator<Item = f32>) {
+        for block in self.of_row(row) {
+            let mut arrays = block.write();
+            let array = arrays.get_mut(which);
+            self.places_in_files(block, |place| {
+                array.set(place, values.next().expect("as many values as weights"));
+            });
+        }
+    }
+
+    /// Where the weights of a block lie, in the order of files.
+    fn places_in_files(&self, block: &Block, mut visit: impl FnMut(usize)) {
+        let (side, channels, (maps, padded)) = (self.shape.field, self.shape.input.channels, block.maps());
+        for col in 0..block.place.cols.len() {
+            for map in 0..maps {
+                for channel in 0..channels {
+                    for tap in 0..side * side {
+                        visit((col * self.shape.taps() + tap * channels + channel) * padded + map);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::{MapShape, Windows};
+
+    fn shape(maps: usize, field: usize, input: usize) -> StageShape {
+        let windows = Windows { maps, field, stride: 1, pool: 1, pool_stride: 1, lcn: 0 };
+        StageShape::new(1, MapShape { channels: 2, rows: input, cols: input }, windows).unwrap()
+    }
+
+    #[test]
+    fn blocks_tile_the_units_in_order_and_there_are_enough_of_them() {
+        for (shape, least) in [
+            (shape(4, 2, 70), 64),  // a row each
+            (shape(10, 3, 15), 16), // a few positions each
+            (shape(5, 3, 7), 16),   // one position each
+            (shape(65, 3, 4), 8),   // some maps of one of four positions each: of 17 maps, so of 24
+            (shape(200, 3, 3), 13), // some maps of the only position
+            (shape(8, 3, 3), 1),    // nothing to divide
+        ] {
+            let blocks = Blocks::zeros(shape, Precision::F32, false);
+            assert!(blocks.all().len() >= least, "{} blocks for {shape:?}", blocks.all().len());
+            let mut units = 0;
+            for (number, block) in blocks.all().iter().enumerate() {
+                assert_eq!(blocks.first_unit(number), units, "{:?} of {shape:?}", block.place);
+                units += block.place.cols.len() * block.place.maps.len();
+            }
+            assert_eq!(units, shape.filtered.len());
+        }
+    }
+
+    #[test]
+    fn files_have_the_same_order_however_the_weights_are_divided() {
+        for shape in [shape(4, 2, 70), shape(10, 3, 15), shape(65, 3, 4)] {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let blocks = Blocks::zeros(shape, precision, true);
+                let value = |at: usize| (at % 251) as f32;
+                let row_len = blocks.count() / shape.filtered.rows;
+                for row in 0..shape.filtered.rows {
+                    let values = (0..row_len).map(|at| value(row * row_len + at));
+                    blocks.set_weights(Weights::DecoderSums, row, values);
+                }
+                let read = blocks.weights(Weights::DecoderSums);
+                assert!(read.iter().enumerate().all(|(at, &weight)| weight == value(at)));
+                assert!(blocks.weights(Weights::Encoder).iter().all(|&weight| weight == 0.0));
+            }
+        }
+    }
+}
