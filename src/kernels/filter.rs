@@ -202,8 +202,9 @@ impl PieceWeights<'_> {
         match self.stored {
             Slice::F32(weights) => (weights[first..].as_ptr(), pitch),
             Slice::Bf16(weights) => {
-                let rows = self.widened.chunks_exact_mut(len).take(piece.rows).enumerate();
-                rows.for_each(|(row, to)| widen::<S>(&weights[first + row * pitch..][..len], to));
+                for (row, to) in self.widened.chunks_exact_mut(len).take(piece.rows).enumerate() {
+                    widen::<S>(&weights[first + row * pitch..][..len], to);
+                }
                 (self.widened.as_ptr(), len)
             }
         }
@@ -405,7 +406,24 @@ impl Scatter<'_> {
             let mut out_row =
                 self.out.as_mut_ptr().add(down * pitch + (position * step + piece.first) * lanes + lane);
             for _ in 0..piece.rows {
-                S::give_taps(piece.taps, (weights_row, padded), (out_row, lanes), &response);
+                let (mut weights, mut out) = (weights_row, out_row);
+                for _ in 0..piece.taps {
+                    let mut sum = [S::zero(); V];
+                    for (v, sum) in sum.iter_mut().enumerate() {
+                        *sum = S::load(out.add(v * S::WIDTH));
+                    }
+                    for (m, response) in response.iter().enumerate() {
+                        let w = S::splat(weights.add(m));
+                        for (sum, &response) in sum.iter_mut().zip(response) {
+                            *sum = S::mul_add(w, response, *sum);
+                        }
+                    }
+                    for (v, &sum) in sum.iter().enumerate() {
+                        S::store(out.add(v * S::WIDTH), sum);
+                    }
+                    out = out.wrapping_add(lanes);
+                    weights = weights.wrapping_add(padded);
+                }
                 weights_row = weights_row.wrapping_add(weights_pitch);
                 out_row = out_row.wrapping_add(pitch);
             }

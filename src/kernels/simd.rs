@@ -46,18 +46,6 @@ pub trait Simd: Copy {
     ) {
         unsafe { sum_taps::<Self, M, V>(taps, w, x, sum) }
     }
-    /// Adds to `taps` outputs of `V` vectors the products of as many weights of `M` maps with the responses:
-    /// `out[t][v] += Σ_m w[t][m] · response[m][v]`, where taps are `w_step` and `out_step` numbers apart. The innermost loop of the
-    /// transpose.
-    #[inline(always)]
-    unsafe fn give_taps<const M: usize, const V: usize>(
-        taps: usize,
-        w: (*const f32, usize),
-        out: (*mut f32, usize),
-        response: &[[Self::V; V]; M],
-    ) {
-        unsafe { give_taps::<Self, M, V>(taps, w, out, response) }
-    }
     /// Asks for the cache line at `p`, which need not be valid, to be brought into the second-level cache.
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
@@ -92,34 +80,6 @@ unsafe fn sum_taps<S: Simd, const M: usize, const V: usize>(
                 }
             }
             (w, x) = (w.wrapping_add(w_step), x.wrapping_add(x_step));
-        }
-    }
-}
-
-/// [`Simd::give_taps`], as it stands there.
-#[inline(always)]
-unsafe fn give_taps<S: Simd, const M: usize, const V: usize>(
-    taps: usize,
-    (mut w, w_step): (*const f32, usize),
-    (mut out, out_step): (*mut f32, usize),
-    response: &[[S::V; V]; M],
-) {
-    unsafe {
-        for _ in 0..taps {
-            let mut sum = [S::zero(); V];
-            for (v, sum) in sum.iter_mut().enumerate() {
-                *sum = S::load(out.add(v * S::WIDTH));
-            }
-            for (m, response) in response.iter().enumerate() {
-                let weight = S::splat(w.add(m));
-                for (sum, &response) in sum.iter_mut().zip(response) {
-                    *sum = S::mul_add(weight, response, *sum);
-                }
-            }
-            for (v, &sum) in sum.iter().enumerate() {
-                S::store(out.add(v * S::WIDTH), sum);
-            }
-            (w, out) = (w.wrapping_add(w_step), out.wrapping_add(out_step));
         }
     }
 }
