@@ -256,7 +256,7 @@ pub enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Optimiser {
-    /// `w -= rate * g / (sqrt(sum of g²) + 1e-8)`, what DistBelief found a good partner of asynchrony.
+    /// `w -= rate * g / sqrt(sum of g² + 1e-16)`, what DistBelief found a good partner of asynchrony.
     Adagrad,
     /// `w -= rate * g`.
     Sgd,

@@ -113,7 +113,8 @@ thread_local!(static SCRATCH: RefCell<Vec<Buffer>> = const { RefCell::new(Vec::n
 
 /// Lends `work` memory of this thread, divided into pieces of these lengths, each aligned; their content is what was left
 /// there. It is kept and grows to the largest ever asked for, so that nothing is allocated in the steady state. `work`
-/// may borrow more.
+/// may borrow more. Inlined, so that `work` is compiled for the instruction set of the kernel that it is part of.
+#[inline(always)]
 pub(crate) fn with_scratch<const N: usize, T>(
     lens: [usize; N],
     work: impl FnOnce([&mut [f32]; N]) -> T,

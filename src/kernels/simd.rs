@@ -12,6 +12,8 @@ use super::Kernel;
 pub trait Simd: Copy {
     /// The vector.
     type V: Copy;
+    /// Vectors of the same machine that are no longer than [`super::filter::MAP_PAD`] elements.
+    type Narrow: Simd;
     /// Elements of a vector; even, and a divisor of [`super::LANES`].
     const WIDTH: usize;
     /// Maps in a register block: with three vectors of lanes each, as many accumulators as registers allow.
@@ -31,6 +33,12 @@ pub trait Simd: Copy {
     unsafe fn splat_pair(p: *const f32) -> Self::V;
     /// `a * b + c`.
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Elementwise `1 / sqrt(v)` of normal numbers, to within a few units of the last place.
+    unsafe fn rsqrt(v: Self::V) -> Self::V;
+    /// Elementwise product.
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// Elementwise difference.
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     /// Elementwise sum.
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// Writes the `WIDTH / 2` sums `v[0] + v[1], v[2] + v[3], ...` to `p`.
@@ -90,6 +98,7 @@ pub struct Scalar;
 
 impl Simd for Scalar {
     type V = [f32; 4];
+    type Narrow = Scalar;
     const WIDTH: usize = 4;
     const MAPS: usize = 2;
 
@@ -124,6 +133,18 @@ impl Simd for Scalar {
         [a[0] * b[0] + c[0], a[1] * b[1] + c[1], a[2] * b[2] + c[2], a[3] * b[3] + c[3]]
     }
     #[inline(always)]
+    unsafe fn rsqrt(v: [f32; 4]) -> [f32; 4] {
+        v.map(|x| 1.0 / x.sqrt())
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        [a[0] * b[0], a[1] * b[1], a[2] * b[2], a[3] * b[3]]
+    }
+    #[inline(always)]
+    unsafe fn sub(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        [a[0] - b[0], a[1] - b[1], a[2] - b[2], a[3] - b[3]]
+    }
+    #[inline(always)]
     unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         [a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]]
     }
@@ -152,6 +173,7 @@ mod x86 {
 
     impl Simd for Avx2 {
         type V = __m256;
+        type Narrow = Avx2;
         const WIDTH: usize = 8;
         const MAPS: usize = 4;
 
@@ -185,6 +207,23 @@ mod x86 {
         #[inline(always)]
         unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
             unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn rsqrt(v: __m256) -> __m256 {
+            unsafe {
+                // A square root and a division take four times as long as an estimate of 12 bits and a step of Newton's method.
+                let (y, half) = (_mm256_rsqrt_ps(v), _mm256_mul_ps(v, _mm256_set1_ps(0.5)));
+                let rest = _mm256_fnmadd_ps(_mm256_mul_ps(half, y), y, _mm256_set1_ps(0.5));
+                _mm256_fmadd_ps(y, rest, y)
+            }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn sub(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_sub_ps(a, b) }
         }
         #[inline(always)]
         unsafe fn add(a: __m256, b: __m256) -> __m256 {
@@ -321,6 +360,7 @@ mod x86 {
 
     impl Simd for Avx512 {
         type V = __m512;
+        type Narrow = Avx2;
         const WIDTH: usize = 16;
         const MAPS: usize = 8;
 
@@ -354,6 +394,22 @@ mod x86 {
         #[inline(always)]
         unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
             unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn rsqrt(v: __m512) -> __m512 {
+            unsafe {
+                let (y, half) = (_mm512_rsqrt14_ps(v), _mm512_mul_ps(v, _mm512_set1_ps(0.5)));
+                let rest = _mm512_fnmadd_ps(_mm512_mul_ps(half, y), y, _mm512_set1_ps(0.5));
+                _mm512_fmadd_ps(y, rest, y)
+            }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_sub_ps(a, b) }
         }
         #[inline(always)]
         unsafe fn add(a: __m512, b: __m512) -> __m512 {

@@ -1,7 +1,6 @@
 //! From gradients to steps: SGD and Adagrad, decay of the encoder, the bound on the decoder, the schedule.
 
 use crate::config::{Optimiser, Training};
-use crate::kernels::filter::MAP_PAD;
 use crate::kernels::{Cpu, Kernel, Simd, with_scratch};
 use crate::network::WeightUpdate;
 
@@ -75,12 +74,12 @@ impl Kernel for Update<'_> {
     fn run<S: Simd>(self) {
         let Update { step, maps, keep, bound, weights, sums, gradient } = self;
         let len = (CHUNK / maps).max(1) * maps;
+        let all = gradient.len();
+        let chunks = (0..all).step_by(len).map(|first| first..(first + len).min(all));
         if step.max_step == 0.0 && bound == 0.0 {
-            for (number, (change, weights)) in
-                gradient.chunks_mut(len).zip(weights.chunks_mut(len)).enumerate()
-            {
-                step.turn_into_change(change, sums, number * len);
-                for (w, &change) in weights.iter_mut().zip(change.iter()) {
+            for part in chunks {
+                step.turn_into_change::<S>(&mut gradient[part.clone()], sums, part.start);
+                for (w, &change) in weights[part.clone()].iter_mut().zip(&gradient[part]) {
                     *w = keep * *w - change;
                 }
             }
@@ -90,24 +89,20 @@ impl Kernel for Update<'_> {
             changes.fill(0.0);
             norms.fill(0.0);
             products.fill(0.0);
-            for (number, (change, weights)) in gradient.chunks_mut(len).zip(weights.chunks(len)).enumerate() {
-                step.turn_into_change(change, sums, number * len);
-                add_products(change, change, changes);
-                add_products(weights, weights, norms);
-                add_products(weights, change, products);
+            for part in chunks {
+                step.turn_into_change::<S>(&mut gradient[part.clone()], sums, part.start);
+                add_products::<S::Narrow>(
+                    &weights[part.clone()],
+                    &gradient[part],
+                    [changes, norms, products],
+                );
             }
             // What filters keep of themselves, and take of their change.
             let (keeps, shares) = (products, norms);
             for ((keeps, shares), &changes) in keeps.iter_mut().zip(shares.iter_mut()).zip(changes.iter()) {
                 (*keeps, *shares) = factors(step.max_step, bound, keep, (changes, *shares, *keeps));
             }
-            let taps = weights.chunks_exact_mut(maps).zip(gradient.chunks_exact(maps));
-            for (weights, change) in taps {
-                let both = weights.iter_mut().zip(change);
-                for ((w, change), (keep, share)) in both.zip(keeps.iter().zip(shares.iter())) {
-                    *w = keep * *w - share * change;
-                }
-            }
+            apply::<S::Narrow>(weights, gradient, keeps, shares);
         });
     }
 }
@@ -118,36 +113,94 @@ const CHUNK: usize = 1024;
 /// A filter below this norm may change as much as one of this norm, so that none is stuck at 0.
 const SMALL_FILTER: f32 = 1e-3;
 
+/// What Adagrad adds to its sums, so that a weight that never had a gradient can be divided by their root.
+const SMALL_SUM: f32 = 1e-16;
+
 impl Step {
     /// Makes of a gradient what is to be taken from the weights; its sums, if they are kept, are those from `first` on.
     #[inline(always)]
-    fn turn_into_change(&self, gradient: &mut [f32], sums: &mut [f32], first: usize) {
+    fn turn_into_change<S: Simd>(&self, gradient: &mut [f32], sums: &mut [f32], first: usize) {
         let rate = self.rate;
-        match self.optimiser {
-            Optimiser::Sgd => gradient.iter_mut().for_each(|g| *g *= rate),
-            Optimiser::Adagrad => {
-                for (g, sum) in gradient.iter_mut().zip(&mut sums[first..]) {
-                    *sum += *g * *g;
-                    *g = rate * *g / (sum.sqrt() + 1e-8);
+        if self.optimiser == Optimiser::Sgd {
+            gradient.iter_mut().for_each(|g| *g *= rate);
+            return;
+        }
+        let sums = &mut sums[first..][..gradient.len()];
+        let whole = gradient.len() / S::WIDTH * S::WIDTH;
+        for at in (0..whole).step_by(S::WIDTH) {
+            // SAFETY: both slices have `WIDTH` numbers from `at` on.
+            unsafe {
+                let (gradient, sums) = (gradient.as_mut_ptr().add(at), sums.as_mut_ptr().add(at));
+                let g = S::load(gradient);
+                let sum = S::mul_add(g, g, S::load(sums));
+                S::store(sums, sum);
+                let root = S::rsqrt(S::add(sum, S::splat(&SMALL_SUM)));
+                S::store(gradient, S::mul(S::mul(S::splat(&rate), g), root));
+            }
+        }
+        for (g, sum) in gradient[whole..].iter_mut().zip(&mut sums[whole..]) {
+            *sum += *g * *g;
+            *g = rate * *g / (*sum + SMALL_SUM).sqrt();
+        }
+    }
+}
+
+/// Adds sums over taps of weights and their change, both `[tap, map]`, to arrays of `[map]`: of the squared change, of the squared
+/// weights, and of both multiplied.
+#[inline(always)]
+fn add_products<S: Simd>(weights: &[f32], change: &[f32], mut sums: [&mut [f32]; 3]) {
+    let (maps, len) = (sums[0].len(), weights.len());
+    assert!(
+        change.len() == len && sums.iter().all(|sums| sums.len() == maps && maps.is_multiple_of(S::WIDTH))
+    );
+    for map in (0..maps).step_by(S::WIDTH) {
+        // SAFETY: a vector from `map` on is in the sums and in each tap.
+        unsafe {
+            // Every other tap has sums of its own: an addition would wait for the last to the same sum.
+            let mut two = [[S::zero(); 3]; 2];
+            let mut at = map;
+            while at + maps < len {
+                for (sums, at) in two.iter_mut().zip([at, at + maps]) {
+                    add_product::<S>(weights.as_ptr().add(at), change.as_ptr().add(at), sums);
                 }
+                at += 2 * maps;
+            }
+            if at < len {
+                add_product::<S>(weights.as_ptr().add(at), change.as_ptr().add(at), &mut two[0]);
+            }
+            let [even, odd] = two;
+            for ((total, even), odd) in sums.iter_mut().zip(even).zip(odd) {
+                let total = total.as_mut_ptr().add(map);
+                S::store(total, S::add(S::load(total), S::add(even, odd)));
             }
         }
     }
 }
 
-/// Adds the products of two arrays `[tap, map]` over taps to `sums`, `[map]`.
 #[inline(always)]
-fn add_products(a: &[f32], b: &[f32], sums: &mut [f32]) {
-    let maps = sums.len();
-    for (eight, sums) in sums.chunks_exact_mut(MAP_PAD).enumerate() {
-        let mut sum = [0f32; MAP_PAD];
-        for (a, b) in a.chunks_exact(maps).zip(b.chunks_exact(maps)) {
-            let (a, b) = (&a[eight * MAP_PAD..][..MAP_PAD], &b[eight * MAP_PAD..][..MAP_PAD]);
-            for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
-                *sum += a * b;
+unsafe fn add_product<S: Simd>(w: *const f32, c: *const f32, [changes, norms, products]: &mut [S::V; 3]) {
+    unsafe {
+        let (w, c) = (S::load(w), S::load(c));
+        *changes = S::mul_add(c, c, *changes);
+        *norms = S::mul_add(w, w, *norms);
+        *products = S::mul_add(w, c, *products);
+    }
+}
+
+/// `weights = keeps · weights - shares · change`: arrays `[tap, map]`, factors `[map]`.
+#[inline(always)]
+fn apply<S: Simd>(weights: &mut [f32], change: &[f32], keeps: &[f32], shares: &[f32]) {
+    let (maps, len) = (keeps.len(), weights.len());
+    assert!(change.len() == len && shares.len() == maps && maps.is_multiple_of(S::WIDTH));
+    for map in (0..maps).step_by(S::WIDTH) {
+        // SAFETY: a vector from `map` on is in the factors and in each tap.
+        unsafe {
+            let (keeps, shares) = (S::load(keeps.as_ptr().add(map)), S::load(shares.as_ptr().add(map)));
+            for at in (map..len).step_by(maps) {
+                let (w, c) = (weights.as_mut_ptr().add(at), S::load(change.as_ptr().add(at)));
+                S::store(w, S::sub(S::mul(keeps, S::load(w)), S::mul(shares, c)));
             }
         }
-        sums.iter_mut().zip(sum).for_each(|(total, sum)| *total += sum);
     }
 }
 
@@ -180,9 +233,13 @@ mod tests {
     fn adagrad_divides_by_the_root_of_all_squares_so_far() {
         for cpu in Cpu::available() {
             let step = Step::new(cpu, &training(Optimiser::Adagrad), 1.0, 0);
-            let (mut w, mut sums) = ([1.0; 8], [16.0; 8]);
-            step.encoder(8, &mut w, &mut sums, &mut [3.0; 8]);
-            assert_eq!((sums[0], w[0]), (25.0, 0.9 - 0.5 * 3.0 / 5.0), "{}", cpu.name());
+            let (mut w, mut sums, mut gradient) = ([1.0; 24], [16.0; 24], [3.0; 24]);
+            (w[5], sums[5], gradient[5]) = (0.0, 0.0, 0.0); // a weight that never had a gradient
+            step.encoder(8, &mut w, &mut sums, &mut gradient);
+            for (at, (w, sum)) in w.into_iter().zip(sums).enumerate() {
+                let (want, want_sum) = if at == 5 { (0.0, 0.0) } else { (0.9 - 0.5 * 3.0 / 5.0, 25.0) };
+                assert!((w - want).abs() < 1e-6 && sum == want_sum, "{}: {w}, {sum} at {at}", cpu.name());
+            }
         }
     }
 
