@@ -78,7 +78,7 @@ impl Kernel for Update<'_> {
         let chunks = (0..all).step_by(len).map(|first| first..(first + len).min(all));
         if step.max_step == 0.0 && bound == 0.0 {
             for part in chunks {
-                step.turn_into_change::<S>(&mut gradient[part.clone()], sums, part.start);
+                step.turn_into_change::<S>(&mut gradient[part.clone()], weights, sums, part.start);
                 for (w, &change) in weights[part.clone()].iter_mut().zip(&gradient[part]) {
                     *w = keep * *w - change;
                 }
@@ -90,7 +90,7 @@ impl Kernel for Update<'_> {
             norms.fill(0.0);
             products.fill(0.0);
             for part in chunks {
-                step.turn_into_change::<S>(&mut gradient[part.clone()], sums, part.start);
+                step.turn_into_change::<S>(&mut gradient[part.clone()], weights, sums, part.start);
                 add_products::<S::Narrow>(
                     &weights[part.clone()],
                     &gradient[part],
@@ -118,8 +118,16 @@ const SMALL_SUM: f32 = 1e-16;
 
 impl Step {
     /// Makes of a gradient what is to be taken from the weights; its sums, if they are kept, are those from `first` on.
+    ///
+    /// Asks memory for sums and weights of the next chunk.
     #[inline(always)]
-    fn turn_into_change<S: Simd>(&self, gradient: &mut [f32], sums: &mut [f32], first: usize) {
+    fn turn_into_change<S: Simd>(
+        &self,
+        gradient: &mut [f32],
+        weights: &[f32],
+        sums: &mut [f32],
+        first: usize,
+    ) {
         let rate = self.rate;
         if self.optimiser == Optimiser::Sgd {
             gradient.iter_mut().for_each(|g| *g *= rate);
@@ -131,6 +139,8 @@ impl Step {
             // SAFETY: both slices have `WIDTH` numbers from `at` on.
             unsafe {
                 let (gradient, sums) = (gradient.as_mut_ptr().add(at), sums.as_mut_ptr().add(at));
+                S::prefetch(sums.wrapping_add(CHUNK).cast());
+                S::prefetch(weights.as_ptr().wrapping_add(first + at + CHUNK).cast());
                 let g = S::load(gradient);
                 let sum = S::mul_add(g, g, S::load(sums));
                 S::store(sums, sum);
