@@ -178,8 +178,9 @@ impl fmt::Display for NetworkInfo {
         let m = &self.memory;
         writeln!(
             f,
-            "training memory: weights {}, optimiser {}, activations {} a replica of batch {}",
+            "training memory: weights {} ({}), optimiser {}, activations {} a replica of batch {}",
             gb(m.weights),
+            self.config.training.precision.name(),
             gb(m.optimiser),
             gb(m.activations_per_replica),
             self.config.training.batch
