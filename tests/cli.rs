@@ -494,7 +494,7 @@ fn bench_gives_one_object_with_rates_and_the_peaks_that_they_are_shares_of() {
         }
     }
     assert!(fs::read_to_string(svg).unwrap().contains("kernel/stage1/filter"));
-    let some = json(folder.path(), "bench --seconds 0 --threads 1 --only stage2/lcn");
+    let some = json(folder.path(), "bench --seconds 0 --threads 1 --only stage2/lcn --rounds 2");
     let names: Vec<_> = some["entries"].as_array().unwrap().iter().map(|e| e["name"].clone()).collect();
     assert_eq!(names, ["kernel/stage2/lcn", "kernel/stage2/lcn-gradient"]);
 }

@@ -13,7 +13,8 @@ use striate::rng;
 use striate::training::optimiser::Step;
 
 /// Two stages with everything that gradients can trip over: strides, an uncovered row, coverage, no normalisation in the
-/// first stage's place of the second config, borders counted as zero.
+/// first stage's place of the second config, borders counted as zero; in the third so many maps at so few positions that blocks
+/// of weights hold some of the maps of one.
 fn configs() -> Vec<RunConfig> {
     let text = |stage1: &str, stage2: &str| {
         format!(
@@ -27,7 +28,11 @@ fn configs() -> Vec<RunConfig> {
         text("lcn = 3\nlcn_floor = 0.1\nreconstruction = \"coverage\"", "lcn = 3"),
         text("lcn = 0", "lcn = 5\nlcn_border = \"zero\"\nlcn_floor = 0.3"),
     ];
-    texts.iter().map(|text| RunConfig::parse(text, &[]).unwrap()).collect()
+    let mut configs: Vec<_> = texts.iter().map(|text| RunConfig::parse(text, &[]).unwrap()).collect();
+    let mut many = configs[0].clone();
+    many.stages[1].maps = 21;
+    configs.push(many);
+    configs
 }
 
 struct KeepGradient;

@@ -34,6 +34,8 @@ pub struct Entry {
     pub fraction_of_peak: Option<f64>,
     /// Pictures in a second, where it works on whole pictures.
     pub images_per_second: Option<f64>,
+    /// Least and greatest fraction of the rounds, where there are several.
+    pub fraction_range: Option<[f64; 2]>,
     /// Median time of one run.
     pub milliseconds: f64,
     /// FLOPs for each byte that it must at least move: what a roofline is drawn over.
@@ -62,6 +64,8 @@ pub struct Report {
     pub clock_ghz: Option<f64>,
     /// Lanes of the minibatch.
     pub batch: usize,
+    /// Times that everything was measured: figures are medians of so many.
+    pub rounds: usize,
     /// For each number of threads.
     pub peaks: Vec<Peak>,
     /// In the order in which they were measured.
@@ -76,6 +80,8 @@ pub struct Options<'a> {
     pub only: &'a [String],
     /// Time for each entry, in seconds; at least three runs are made.
     pub seconds: f64,
+    /// Times that everything is measured, all numbers of threads in turn.
+    pub rounds: usize,
 }
 
 /// What is measured of each stage.
@@ -110,6 +116,29 @@ struct Work {
 /// `STRIATE_CPU` asks for what this machine lacks, threads cannot be started, or what is to be measured does not fit in memory.
 pub fn run(config: &RunConfig, options: &Options, watch: impl Fn(&Entry) + Sync) -> Result<Report> {
     let cpu = Cpu::detect()?;
+    let rounds = (0..options.rounds.max(1)).map(|_| round(cpu, config, options, &watch));
+    let rounds = rounds.collect::<Result<Vec<_>>>()?;
+    let (peaks, entries): (Vec<_>, Vec<_>) = rounds.into_iter().unzip();
+    let (clock_ghz, cpu) = (machine::clock_ghz(), cpu.name().to_string());
+    Ok(Report {
+        cpu,
+        clock_ghz,
+        batch: config.training.batch,
+        rounds: peaks.len(),
+        peaks: (0..peaks[0].len()).map(|at| middle_peak(peaks.iter().map(|round| &round[at]))).collect(),
+        entries: (0..entries[0].len())
+            .map(|at| middle_entry(entries.iter().map(|round| &round[at])))
+            .collect(),
+    })
+}
+
+/// Everything once, with each number of threads.
+fn round(
+    cpu: Cpu,
+    config: &RunConfig,
+    options: &Options,
+    watch: &(dyn Fn(&Entry) + Sync),
+) -> Result<(Vec<Peak>, Vec<Entry>)> {
     let (mut peaks, mut entries) = (Vec::new(), Vec::new());
     for &threads in &options.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
@@ -121,7 +150,7 @@ pub fn run(config: &RunConfig, options: &Options, watch: impl Fn(&Entry) + Sync)
             threads,
             bursts: Vec::new(),
             entries: Vec::new(),
-            watch: &watch,
+            watch,
         };
         let (read, update) = pool.install(|| {
             bench.stages(config)?;
@@ -133,8 +162,38 @@ pub fn run(config: &RunConfig, options: &Options, watch: impl Fn(&Entry) + Sync)
         peaks.push(Peak { threads, gflops, read_gb_per_second: read, update_gb_per_second: update });
         entries.append(&mut bench.entries);
     }
-    let (clock_ghz, cpu) = (machine::clock_ghz(), cpu.name().to_string());
-    Ok(Report { cpu, clock_ghz, batch: config.training.batch, peaks, entries })
+    Ok((peaks, entries))
+}
+
+/// The same peak in all rounds, each figure the median.
+fn middle_peak<'a>(rounds: impl Iterator<Item = &'a Peak> + Clone) -> Peak {
+    let figure = |of: fn(&Peak) -> f64| median(&mut rounds.clone().map(of).collect::<Vec<_>>());
+    Peak {
+        threads: rounds.clone().next().expect("at least one round").threads,
+        gflops: figure(|peak| peak.gflops),
+        read_gb_per_second: figure(|peak| peak.read_gb_per_second),
+        update_gb_per_second: figure(|peak| peak.update_gb_per_second),
+    }
+}
+
+/// The same entry in all rounds, each figure the median.
+fn middle_entry<'a>(rounds: impl Iterator<Item = &'a Entry> + Clone) -> Entry {
+    let figures = |of: fn(&Entry) -> Option<f64>| rounds.clone().filter_map(of).collect::<Vec<_>>();
+    let figure = |of| Some(figures(of)).filter(|found| !found.is_empty()).map(|mut found| median(&mut found));
+    let first = rounds.clone().next().expect("at least one round");
+    let fractions = figures(|entry| entry.fraction_of_peak);
+    let least = fractions.iter().copied().reduce(f64::min);
+    let most = fractions.iter().copied().reduce(f64::max);
+    Entry {
+        name: first.name.clone(),
+        threads: first.threads,
+        gflops: figure(|entry| entry.gflops),
+        fraction_of_peak: figure(|entry| entry.fraction_of_peak),
+        images_per_second: figure(|entry| entry.images_per_second),
+        fraction_range: least.zip(most).filter(|_| fractions.len() > 1).map(|(least, most)| [least, most]),
+        milliseconds: figure(|entry| Some(entry.milliseconds)).expect("every entry has a time"),
+        intensity: first.intensity,
+    }
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -182,6 +241,7 @@ impl Bench<'_> {
             gflops: positive(what.flops / time / 1e9),
             fraction_of_peak: positive(what.flops / time / 1e9 / peak),
             images_per_second: positive(what.images / time),
+            fraction_range: None,
             milliseconds: 1e3 * time,
             intensity: positive(what.flops).map(|flops| flops / what.bytes),
         };

@@ -18,6 +18,7 @@ use super::Global;
 Examples:
   striate bench
   striate bench --config configs/paper.toml --only step/stage1 --threads 1,2
+  striate bench --only step --rounds 7 --seconds 0.5
   striate bench --json --svg roofline.svg
 
 GFLOP/s count the arithmetic of filtering only; a fraction of peak compares medians measured in turn with
@@ -41,6 +42,9 @@ pub struct BenchArgs {
     /// Seconds for each measurement.
     #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = parse_seconds)]
     seconds: f64,
+    /// Measure everything so often, all numbers of threads in turn, and give medians: for a machine that is not quiet.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
     /// Draw the roofline of the kernels into this file.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -57,9 +61,10 @@ struct Shown(Report);
 
 impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Report { cpu, clock_ghz, batch, peaks, entries } = &self.0;
+        let Report { cpu, clock_ghz, batch, rounds, peaks, entries } = &self.0;
         let clock = clock_ghz.map_or(String::new(), |ghz| format!(", {ghz:.2} GHz"));
-        writeln!(f, "{cpu}{clock}; batch {batch}")?;
+        let medians = if *rounds > 1 { format!("; medians of {rounds} rounds") } else { String::new() };
+        writeln!(f, "{cpu}{clock}; batch {batch}{medians}")?;
         for peak in peaks {
             let (read, update) = (peak.read_gb_per_second, peak.update_gb_per_second);
             let threads = peak.threads;
@@ -77,6 +82,9 @@ impl fmt::Display for Shown {
             let percent = e.fraction_of_peak.map_or("-".into(), |share| format!("{:.0} %", 100.0 * share));
             let (gflops, images) = (optional(e.gflops, 1), optional(e.images_per_second, 1));
             write!(f, "\n{name:<34}{threads:>8}{gflops:>10}{percent:>8}{images:>12}{milliseconds:>12.3}")?;
+            if let Some([least, most]) = e.fraction_range {
+                write!(f, "   {:.0} to {:.0} %", 100.0 * least, 100.0 * most)?;
+            }
         }
         Ok(())
     }
@@ -94,7 +102,7 @@ pub fn run(args: BenchArgs, global: Global) -> anyhow::Result<()> {
         false => args.threads.iter().map(|&n| n.into()).collect(),
     };
     config.training.batch = args.batch.map_or(config.training.batch, usize::from);
-    let options = Options { threads, only: &args.only, seconds: args.seconds };
+    let options = Options { threads, only: &args.only, seconds: args.seconds, rounds: args.rounds.into() };
     let report = bench::run(&config, &options, |entry| {
         if !global.quiet {
             say!("measured {} on {} threads: {:.3} ms", entry.name, entry.threads, entry.milliseconds);
