@@ -28,7 +28,7 @@ pub fn weight_gradient(
     });
 }
 
-/// [`respond`] with `weights` into `out`, and [`weight_gradient`] with `response` into `gradient`, of the same input, which
+/// [`respond`](super::respond) with `weights` into `out`, and [`weight_gradient`] with `response` into `gradient`, of the same input, which
 /// passes by only once.
 #[expect(clippy::too_many_arguments, reason = "two products of one input")]
 pub fn respond_and_weight_gradient(
