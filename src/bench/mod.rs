@@ -353,8 +353,9 @@ impl Bench<'_> {
 /// One product of filtering with all weights of a stage; bytes of the weights, the input and the responses.
 fn product(stage: &Stage, batch: usize) -> Work {
     let (s, lanes) = (&stage.shape, lanes_for(batch));
-    let numbers = s.connections() as f64 + (lanes * (s.input.len() + s.filtered.len())) as f64;
-    Work { flops: 2.0 * s.connections() as f64 * batch as f64, images: batch as f64, bytes: 4.0 * numbers }
+    let (weights, maps) = (s.connections() as f64, (lanes * (s.input.len() + s.filtered.len())) as f64);
+    let bytes = stage.precision().bytes() as f64 * weights + size_of::<f32>() as f64 * maps;
+    Work { flops: 2.0 * weights * batch as f64, images: batch as f64, bytes }
 }
 
 /// A network of one stage of another, trained as the config has it or, `plain`, with plain SGD.

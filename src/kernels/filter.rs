@@ -202,7 +202,8 @@ impl PieceWeights<'_> {
         match self.stored {
             Slice::F32(weights) => (weights[first..].as_ptr(), pitch),
             Slice::Bf16(weights) => {
-                for (row, to) in self.widened.chunks_exact_mut(len).take(piece.rows).enumerate() {
+                for row in 0..piece.rows {
+                    let to = &mut self.widened[row * len..][..len];
                     widen::<S>(&weights[first + row * pitch..][..len], to);
                 }
                 (self.widened.as_ptr(), len)
