@@ -1,0 +1,123 @@
+//! Whether every value of a config is valid, and fits the others.
+
+use super::{Mode, Objective, Preprocess, RunConfig, Schedule};
+use crate::error::{Error, Result};
+
+impl RunConfig {
+    /// Refuses the first value that is not valid.
+    pub(super) fn check(&self) -> Result<()> {
+        fn ensure(ok: bool, key: &str, got: impl ToString, want: impl ToString) -> Result<()> {
+            match ok {
+                true => Ok(()),
+                false => {
+                    Err(Error::Setting { key: key.into(), got: got.to_string(), want: want.to_string() })
+                }
+            }
+        }
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let at_least_0 = |x: f64| x.is_finite() && x >= 0.0;
+        let side = 1..=16_384;
+
+        let i = &self.input;
+        ensure(matches!(i.channels, 1 | 3), "input.channels", i.channels, "1 (grey) or 3 (RGB)")?;
+        ensure(side.contains(&i.height), "input.height", i.height, "1 to 16384 pixels")?;
+        ensure(side.contains(&i.width), "input.width", i.width, "1 to 16384 pixels")?;
+        ensure(positive(i.floor), "input.floor", i.floor, "a number above 0")?;
+        ensure(
+            i.conv_size % 2 == 1 && i.conv_size <= 31,
+            "input.conv_size",
+            i.conv_size,
+            "an odd number up to 31",
+        )?;
+        if i.preprocess == Preprocess::Zca {
+            let pixels = i.channels * i.height * i.width;
+            ensure(
+                pixels <= 12_288,
+                "input.preprocess",
+                format!("\"zca\" for {pixels} values a picture"),
+                "\"conv\" above 12288 values (zca needs their covariance)",
+            )?;
+        }
+
+        ensure(!self.stages.is_empty(), "stages", "empty", "at least one [[stages]] entry")?;
+        for (number, s) in self.stages.iter().enumerate().map(|(n, s)| (n + 1, s)) {
+            let key = |name| format!("stages.{number}.{name}");
+            let count = |name, value: usize| {
+                ensure((1..=65_536).contains(&value), &key(name), value, "a whole number from 1 to 65536")
+            };
+            count("maps", s.maps)?;
+            count("field", s.field)?;
+            count("stride", s.stride)?;
+            count("pool", s.pool)?;
+            count("pool_stride", s.pool_stride)?;
+            ensure(s.lcn % 2 == 1 || s.lcn == 0, &key("lcn"), s.lcn, "an odd side, or 0 for none")?;
+            ensure(s.lcn <= 99, &key("lcn"), s.lcn, "at most 99")?;
+            ensure(at_least_0(s.sparsity_weight), &key("sparsity_weight"), s.sparsity_weight, "0 or more")?;
+            ensure(positive(s.epsilon), &key("epsilon"), s.epsilon, "a number above 0")?;
+            ensure(positive(s.lcn_floor), &key("lcn_floor"), s.lcn_floor, "a number above 0")?;
+        }
+
+        let t = &self.training;
+        let want = match t.schedule {
+            Schedule::Greedy => self.stages.len(),
+            Schedule::Together => 1,
+        };
+        ensure(
+            t.steps.len() == want,
+            "training.steps",
+            format!("a list of {}", t.steps.len()),
+            format!("{want} numbers (greedy: one for each stage; together: one)"),
+        )?;
+        ensure(
+            t.steps.iter().all(|&steps| steps > 0),
+            "training.steps",
+            "0 for a stage",
+            "1 or more steps each",
+        )?;
+        ensure(
+            t.schedule == Schedule::Together || t.objective == Objective::Local,
+            "training.objective",
+            format!("\"{}\" with schedule \"greedy\"", t.objective.name()),
+            "\"local\" (a joint objective needs schedule = \"together\")",
+        )?;
+        ensure((1..=65_536).contains(&t.batch), "training.batch", t.batch, "1 to 65536 frames")?;
+        ensure(t.replicas <= 1024, "training.replicas", t.replicas, "at most 1024, or 0 for one per core")?;
+        ensure(
+            t.mode == Mode::Async || t.replicas == 1,
+            "training.mode",
+            format!("\"sync\" with {} replicas", t.replicas),
+            "replicas = 1 (several replicas train in mode \"async\")",
+        )?;
+        ensure(positive(t.rate), "training.rate", t.rate, "a number above 0")?;
+        ensure(
+            (0.0..=1.0).contains(&t.rate_hold),
+            "training.rate_hold",
+            t.rate_hold,
+            "a fraction from 0 to 1",
+        )?;
+        ensure((0.0..=1.0).contains(&t.rate_end), "training.rate_end", t.rate_end, "a fraction from 0 to 1")?;
+        ensure(
+            at_least_0(t.decoder_norm_bound),
+            "training.decoder_norm_bound",
+            t.decoder_norm_bound,
+            "0 or more",
+        )?;
+        ensure(
+            (0.0..1.0).contains(&t.encoder_decay),
+            "training.encoder_decay",
+            t.encoder_decay,
+            "0 to below 1",
+        )?;
+        ensure(at_least_0(t.max_step), "training.max_step", t.max_step, "0 or more")?;
+        ensure(t.fetch_every == 1, "training.fetch_every", t.fetch_every, "1 (updates in place)")?;
+        ensure(t.push_every == 1, "training.push_every", t.push_every, "1 (updates in place)")?;
+        ensure(t.log_every >= 1, "training.log_every", t.log_every, "1 or more steps")?;
+        ensure(
+            t.checkpoint_minutes.is_finite() && t.checkpoint_minutes > 0.0,
+            "training.checkpoint_minutes",
+            t.checkpoint_minutes,
+            "a number above 0",
+        )?;
+        self.try_shapes().map(|_| ())
+    }
+}
