@@ -96,6 +96,8 @@ pub struct Stage {
     pub reconstruction: Reconstruction,
     /// What the normalisation window does outside the map.
     pub lcn_border: LcnBorder,
+    /// The decoder is the encoder's transpose, instead of weights of its own (the paper's W2).
+    pub tied: bool,
 }
 
 impl Default for Stage {
@@ -112,6 +114,7 @@ impl Default for Stage {
             lcn_floor: 0.01,
             reconstruction: Reconstruction::Sum,
             lcn_border: LcnBorder::Renorm,
+            tied: false,
         }
     }
 }
@@ -158,6 +161,8 @@ pub struct Training {
     pub precision: Precision,
     /// Learning rate.
     pub rate: f64,
+    /// Share of the velocity that a step keeps, for `optimiser = "momentum"`.
+    pub momentum: f64,
     /// Steps at the start of each phase over which the rate rises to its full value.
     pub warmup: u64,
     /// Fraction of a stage's steps at the full rate; after it the rate falls linearly.
@@ -171,14 +176,36 @@ pub struct Training {
     /// Largest change of a filter in one step, as a share of its norm; 0 for no limit. Without it a minibatch of outliers,
     /// or several replicas at once, can throw a stage so far that it never comes back.
     pub max_step: f64,
-    /// Steps between reads of the shared weights (the paper's P).
-    pub fetch_every: usize,
-    /// Steps between pushes of gradients (the paper's G).
-    pub push_every: usize,
+    /// Largest norm of the gradient of a filter; 0 for no limit.
+    pub gradient_clip: f64,
+    /// Largest norm of the gradient of all weights that learn; 0 for no limit. Takes memory for a gradient in each replica.
+    pub global_clip: f64,
+    /// Steps of a replica between reads of the shared weights (the paper's P). Above 1 each replica has weights of its own.
+    pub fetch_every: u64,
+    /// Steps of a replica between pushes of gradients (the paper's G). Above 1 each replica has a gradient of its own.
+    pub push_every: u64,
+    /// Share of the frames that is kept out of training, at most 2,000, for the validation loss; 0 for none.
+    pub held_out: f64,
+    /// Steps between validations; there is always one at a checkpoint and at the end of a stage. 0 for no others.
+    pub validate_every: u64,
+    /// Units that never respond on validation: only counted, or drawn anew.
+    pub dead_units: DeadUnits,
+    /// A loss so many times its running mean ends the run; 0 for never.
+    pub loss_jump: f64,
+    /// What happens when the loss is no number any more, or jumps.
+    pub on_divergence: OnDivergence,
     /// Steps between lines of the log.
     pub log_every: u64,
     /// Minutes between checkpoints; one is always written at the end of a stage.
     pub checkpoint_minutes: f64,
+    /// Steps between checkpoints, beside those by the clock; 0 for none.
+    pub checkpoint_steps: u64,
+    /// Newest checkpoints that are kept; above 5 GB only one.
+    pub keep_last: usize,
+    /// Whether the checkpoint with the lowest validation loss of the stage that learns is kept as well.
+    pub keep_best: bool,
+    /// What happens when a checkpoint does not fit on the disk. The one before stays good.
+    pub on_full_disk: OnFullDisk,
 }
 
 impl Default for Training {
@@ -193,16 +220,28 @@ impl Default for Training {
             optimiser: Optimiser::Adagrad,
             precision: Precision::F32,
             rate: 0.02,
+            momentum: 0.9,
             warmup: 200,
             rate_hold: 0.6,
             rate_end: 0.05,
             decoder_norm_bound: 1.0,
             encoder_decay: 1e-3,
             max_step: 0.1,
+            gradient_clip: 0.0,
+            global_clip: 0.0,
             fetch_every: 1,
             push_every: 1,
+            held_out: 0.05,
+            validate_every: 1000,
+            dead_units: DeadUnits::Report,
+            loss_jump: 10.0,
+            on_divergence: OnDivergence::Stop,
             log_every: 100,
             checkpoint_minutes: 10.0,
+            checkpoint_steps: 0,
+            keep_last: 2,
+            keep_best: true,
+            on_full_disk: OnFullDisk::Stop,
         }
     }
 }
@@ -247,10 +286,41 @@ pub enum Schedule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// No replica waits for another (paper §4.1).
+    /// No replica waits for another (paper §4.1). Repeats from a seed with one replica only.
     Async,
-    /// One replica: repeats bit for bit from a seed.
+    /// Replicas work on minibatches with the same weights, which then change by the mean of their gradients, taken in the
+    /// order of the replicas. Repeats bit for bit from a seed.
     Sync,
+}
+
+/// What is done about units that never respond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeadUnits {
+    /// They are counted.
+    Report,
+    /// Their filters are drawn anew.
+    Revive,
+}
+
+/// What is done when the loss is no number any more, or jumps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDivergence {
+    /// The run ends with an error.
+    Stop,
+    /// It goes on from the last checkpoint at half the rate, up to five times.
+    RollBack,
+}
+
+/// What is done when a checkpoint does not fit on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFullDisk {
+    /// The run ends with an error.
+    Stop,
+    /// It goes on without, and says so.
+    GoOn,
 }
 
 /// Rule that turns a gradient into a step.
@@ -261,6 +331,15 @@ pub enum Optimiser {
     Adagrad,
     /// `w -= rate * g`.
     Sgd,
+    /// `v = momentum * v + g; w -= rate * v`.
+    Momentum,
+}
+
+impl Optimiser {
+    /// True if it remembers a number for each weight.
+    pub fn remembers(self) -> bool {
+        self != Optimiser::Sgd
+    }
 }
 
 /// How weights are stored; arithmetic is f32 in both.

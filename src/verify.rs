@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::geometry::Kind;
 use crate::kernels::Cpu;
 use crate::network::plain::PlainNetwork;
-use crate::network::{Network, Unit, WeightUpdate, Weights};
+use crate::network::{At, Network, Unit, WeightUpdate, Weights};
 
 /// The golden files that ship with the project: name and content.
 pub const SHIPPED: [(&str, &[u8]); 3] = [
@@ -110,11 +110,8 @@ struct Golden {
 struct Descent(f32);
 
 impl WeightUpdate for Descent {
-    fn encoder(&self, _: usize, weights: &mut [f32], _: &mut [f32], gradient: &mut [f32]) {
+    fn update(&self, _: At, _: usize, weights: &mut [f32], _: &mut [f32], gradient: &mut [f32]) {
         weights.iter_mut().zip(gradient).for_each(|(w, g)| *w -= self.0 * *g);
-    }
-    fn decoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
-        self.encoder(maps, weights, sums, gradient);
     }
 }
 
@@ -122,11 +119,8 @@ impl WeightUpdate for Descent {
 struct KeepGradient;
 
 impl WeightUpdate for KeepGradient {
-    fn encoder(&self, _: usize, _: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
+    fn update(&self, _: At, _: usize, _: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
         sums.copy_from_slice(gradient);
-    }
-    fn decoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
-        self.encoder(maps, weights, sums, gradient);
     }
 }
 
@@ -373,6 +367,7 @@ impl GoldenConfig {
         };
         let stages = self.stages.iter().map(|s| {
             Ok(config::Stage {
+                tied: false,
                 maps: s.maps,
                 field: s.k,
                 stride: s.s1,

@@ -8,7 +8,7 @@ use striate::config::{Objective, Precision, RunConfig};
 use striate::geometry::Kind;
 use striate::kernels::Rows;
 use striate::network::plain::PlainNetwork;
-use striate::network::{Network, Unit, WeightUpdate, Weights};
+use striate::network::{At, Network, Unit, WeightUpdate, Weights};
 use striate::rng;
 use striate::training::optimiser::Step;
 
@@ -31,17 +31,16 @@ fn configs() -> Vec<RunConfig> {
     let mut configs: Vec<_> = texts.iter().map(|text| RunConfig::parse(text, &[]).unwrap()).collect();
     let mut many = configs[0].clone();
     many.stages[1].maps = 21;
-    configs.push(many);
+    let mut tied = many.clone();
+    tied.stages.iter_mut().for_each(|stage| stage.tied = true);
+    configs.extend([many, tied]);
     configs
 }
 
 struct KeepGradient;
 
 impl WeightUpdate for KeepGradient {
-    fn encoder(&self, _: usize, _: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
-        sums.copy_from_slice(gradient);
-    }
-    fn decoder(&self, _: usize, _: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
+    fn update(&self, _: At, _: usize, _: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
         sums.copy_from_slice(gradient);
     }
 }
@@ -103,13 +102,18 @@ fn weight_gradients_meet_central_differences_in_every_mode() {
         for mode in Objective::ALL {
             network.learn(&mut work, 0..2, mode, &KeepGradient);
             for stage in 0..2 {
-                for (array, sums) in [(0, Weights::EncoderSums), (1, Weights::DecoderSums)] {
+                for &(name, sums) in network.stages[stage].sum_arrays() {
                     let gradient = network.stages[stage].weights(sums).mapv(f64::from);
                     let direction = gradient.mapv(|_| rng.random_range(-1.0..1.0));
                     let moved = |step: f64| {
                         let mut moved = base.clone();
-                        let target = if array == 0 { &mut moved[stage].0 } else { &mut moved[stage].1 };
-                        target.scaled_add(step, &direction);
+                        let (encoder, decoder) = &mut moved[stage];
+                        let both = network.stages[stage].is_tied();
+                        let arrays = [
+                            (both || name == "W1").then_some(encoder),
+                            (both || name == "W2").then_some(decoder),
+                        ];
+                        arrays.into_iter().flatten().for_each(|array| array.scaled_add(step, &direction));
                         objective(config, &moved, &pictures, mode, &frozen)
                     };
                     let difference = (moved(1e-5) - moved(-1e-5)) / 2e-5;
@@ -117,7 +121,7 @@ fn weight_gradients_meet_central_differences_in_every_mode() {
                     let scale = gradient.mapv(|g| g * g).sum().sqrt();
                     assert!(
                         (difference - analytic).abs() < 1e-4 * scale,
-                        "config {number}, {}, stage {stage}, array {array}: {analytic} instead of {difference}",
+                        "config {number}, {}, stage {stage}, {name}: {analytic} instead of {difference}",
                         mode.name()
                     );
                 }

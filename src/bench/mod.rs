@@ -16,7 +16,7 @@ use crate::config::{Objective, Optimiser, Preprocess, RunConfig, Training};
 use crate::error::{Error, Result};
 use crate::geometry::{Kind, StageShape};
 use crate::kernels::{Cpu, Rows, lanes_for};
-use crate::network::{Network, Stage, StageKernels, Unit, WeightUpdate, Workspace};
+use crate::network::{At, Network, Stage, StageKernels, Unit, WeightUpdate, Workspace};
 use crate::rng;
 use crate::training::check_memory;
 use crate::training::optimiser::Step;
@@ -205,10 +205,7 @@ fn median(values: &mut [f64]) -> f64 {
 struct Discard;
 
 impl WeightUpdate for Discard {
-    fn encoder(&self, _: usize, _: &mut [f32], _: &mut [f32], gradient: &mut [f32]) {
-        black_box(gradient);
-    }
-    fn decoder(&self, _: usize, _: &mut [f32], _: &mut [f32], gradient: &mut [f32]) {
+    fn update(&self, _: At, _: usize, _: &mut [f32], _: &mut [f32], gradient: &mut [f32]) {
         black_box(gradient);
     }
 }

@@ -83,10 +83,10 @@ impl RunConfig {
         ensure((1..=65_536).contains(&t.batch), "training.batch", t.batch, "1 to 65536 frames")?;
         ensure(t.replicas <= 1024, "training.replicas", t.replicas, "at most 1024, or 0 for one per core")?;
         ensure(
-            t.mode == Mode::Async || t.replicas == 1,
-            "training.mode",
-            format!("\"sync\" with {} replicas", t.replicas),
-            "replicas = 1 (several replicas train in mode \"async\")",
+            t.mode == Mode::Async || t.replicas > 0,
+            "training.replicas",
+            "0 with mode \"sync\"",
+            "1 or more: the result depends on it",
         )?;
         ensure(positive(t.rate), "training.rate", t.rate, "a number above 0")?;
         ensure(
@@ -109,8 +109,33 @@ impl RunConfig {
             "0 to below 1",
         )?;
         ensure(at_least_0(t.max_step), "training.max_step", t.max_step, "0 or more")?;
-        ensure(t.fetch_every == 1, "training.fetch_every", t.fetch_every, "1 (updates in place)")?;
-        ensure(t.push_every == 1, "training.push_every", t.push_every, "1 (updates in place)")?;
+        ensure((0.0..1.0).contains(&t.momentum), "training.momentum", t.momentum, "0 to below 1")?;
+        ensure(at_least_0(t.gradient_clip), "training.gradient_clip", t.gradient_clip, "0 or more")?;
+        ensure(at_least_0(t.global_clip), "training.global_clip", t.global_clip, "0 or more")?;
+        for (key, steps) in [("fetch_every", t.fetch_every), ("push_every", t.push_every)] {
+            let key = format!("training.{key}");
+            ensure((1..=1_000_000).contains(&steps), &key, steps, "1 to 1000000 steps")?;
+            let sync = || format!("{steps} with mode \"sync\"");
+            ensure(
+                t.mode == Mode::Async || steps == 1,
+                &key,
+                sync(),
+                "1 (replicas change the weights together)",
+            )?;
+        }
+        ensure((0.0..=0.5).contains(&t.held_out), "training.held_out", t.held_out, "a share from 0 to 0.5")?;
+        ensure(
+            t.loss_jump == 0.0 || (t.loss_jump.is_finite() && t.loss_jump > 1.0),
+            "training.loss_jump",
+            t.loss_jump,
+            "a factor above 1, or 0 for never",
+        )?;
+        ensure(
+            (1..=1000).contains(&t.keep_last),
+            "training.keep_last",
+            t.keep_last,
+            "1 to 1000 checkpoints",
+        )?;
         ensure(t.log_every >= 1, "training.log_every", t.log_every, "1 or more steps")?;
         ensure(
             t.checkpoint_minutes.is_finite() && t.checkpoint_minutes > 0.0,

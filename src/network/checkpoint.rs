@@ -27,7 +27,7 @@ use sha2::{Digest, Sha256};
 use super::Network;
 use super::preprocess::{Transform, Whitening};
 use super::stage::Stage;
-use super::weights::Weights;
+use super::weights::{Blocks, Weights};
 use crate::config::{Precision, RunConfig};
 use crate::error::{Error, Result};
 use crate::geometry::StageShape;
@@ -53,6 +53,9 @@ struct Header {
     layout: String,
     config: RunConfig,
 }
+
+/// Which arrays of a stage, and their names in files.
+type NamedArrays = fn(&Blocks) -> &'static [(&'static str, Weights)];
 
 /// A tensor that is converted to its layout on disk when it is its turn to be written.
 enum Tensor<'a> {
@@ -153,9 +156,11 @@ fn rows_at_once(stage: &Stage) -> usize {
     (BLOCK_BYTES / row_bytes.max(1)).max(rayon::current_num_threads())
 }
 
-fn weight_tensors<'a>(network: &'a Network, arrays: [(&str, Weights); 2]) -> Vec<(String, Tensor<'a>)> {
-    let of_stage = |(number, stage): (usize, &'a Stage)| {
-        arrays.map(|(name, which)| (format!("stage{number}.{name}"), Tensor::Weights(stage, which)))
+/// Those of each stage's arrays that `arrays` names.
+fn weight_tensors(network: &Network, arrays: NamedArrays) -> Vec<(String, Tensor<'_>)> {
+    let of_stage = |(number, stage)| {
+        let tensor = move |&(name, which)| (format!("stage{number}.{name}"), Tensor::Weights(stage, which));
+        arrays(&stage.blocks).iter().map(tensor)
     };
     (1..).zip(&network.stages).flat_map(of_stage).collect()
 }
@@ -216,14 +221,17 @@ fn sync(path: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::NoRoom`].
 pub fn check_room(folder: &Path, network: &Network, whitening: &Whitening) -> Result<()> {
-    let arrays = if network.stages.iter().any(|stage| stage.has_sums()) { 4 } else { 2 };
-    let weights: usize = network.stages.iter().map(|stage| stage.precision().bytes() * stage.count()).sum();
+    let weights = |stage: &Stage| {
+        let sums = if stage.has_sums() { stage.sum_arrays().len() } else { 0 };
+        (stage.arrays().len() + sums) * stage.precision().bytes() * stage.count()
+    };
+    let weights: usize = network.stages.iter().map(weights).sum();
     let others = match &whitening.transform {
         Transform::None => 0,
         Transform::Zca { mean, matrix, inverse } => mean.len() + matrix.len() + inverse.len(),
         Transform::Conv { filter } => filter.len(),
     };
-    let need_bytes = (arrays * weights + 4 * others) as u64;
+    let need_bytes = (weights + 4 * others) as u64;
     let have_bytes = fs4::available_space(folder).map_err(Error::io(folder, "look at the free space of"))?;
     if have_bytes < need_bytes {
         let what = format!("a checkpoint in {}", folder.display());
@@ -240,10 +248,10 @@ fn write_all(
     state: &impl Serialize,
 ) -> Result<()> {
     let mut tensors = whitening_tensors(whitening);
-    tensors.extend(weight_tensors(network, [("W1", Weights::Encoder), ("W2", Weights::Decoder)]));
+    tensors.extend(weight_tensors(network, Blocks::arrays));
     let mut sums = write_model(folder, config, tensors)?;
     if network.stages.iter().any(|stage| stage.has_sums()) {
-        let tensors = weight_tensors(network, [("W1", Weights::EncoderSums), ("W2", Weights::DecoderSums)]);
+        let tensors = weight_tensors(network, Blocks::sum_arrays);
         sums.push(write_tensors(folder, "optimiser.safetensors", config, tensors)?);
     }
     let text = serde_json::to_string_pretty(state).expect("state is plain data") + "\n";

@@ -11,13 +11,13 @@ pub mod weights;
 
 use ndarray::{Array4, ArrayView4};
 
-use crate::config::{Objective, Optimiser, RunConfig};
+use crate::config::{Objective, RunConfig};
 use crate::error::Result;
 use crate::geometry::{Kind, MapShape, StageShape, Support};
 use crate::kernels::{Buffer, Cpu, Rows, lanes_for};
 use objective::Loss;
 pub use stage::{Activations, Stage, StageKernels};
-pub use weights::{WeightUpdate, Weights};
+pub use weights::{At, WeightUpdate, Weights};
 
 /// S stages of local, untied filters, pooling and contrast normalisation (paper §3). Shared by all replicas.
 pub struct Network {
@@ -102,7 +102,7 @@ impl Network {
         config: &RunConfig,
         stage: impl Fn(usize, StageShape, crate::config::Stage, bool) -> Stage,
     ) -> Result<Network> {
-        let sums = config.training.optimiser == Optimiser::Adagrad;
+        let sums = config.training.optimiser.remembers();
         let shapes = config.shapes().into_iter().zip(config.stages.clone()).enumerate();
         let stages =
             shapes.map(|(index, (shape, settings))| stage(index + 1, shape, settings, sums)).collect();
@@ -253,7 +253,7 @@ pub fn costs(config: &RunConfig) -> Vec<StageCost> {
         support,
         units: shape.pooled.len(),
         encoder_connections: shape.connections(),
-        weights: 2 * shape.connections(),
+        weights: if config.stages[index].tied { 1 } else { 2 } * shape.connections(),
         encode_flops: 2 * shape.connections(),
         // Encode, decode, two weight gradients and the way back through the decoder; and through the encoder if joint.
         learn_flops: if joint && index > 0 { 12 } else { 10 } * shape.connections(),
@@ -263,13 +263,15 @@ pub fn costs(config: &RunConfig) -> Vec<StageCost> {
 
 /// Bytes that training takes: weights, optimiser sums and the activations of every replica.
 pub fn training_bytes(config: &RunConfig, replicas: usize) -> (u64, u64, u64) {
-    let padded = |s: &StageShape| {
+    let padded = |(s, settings): (&StageShape, &crate::config::Stage)| {
         let maps = s.filtered.channels.next_multiple_of(crate::kernels::filter::MAP_PAD);
-        2 * (s.positions() * s.taps() * maps) as u64
+        let arrays = if settings.tied { 1 } else { 2 };
+        arrays * (s.positions() * s.taps() * maps) as u64
     };
     let shapes = config.shapes();
-    let weights = config.training.precision.bytes() as u64 * shapes.iter().map(padded).sum::<u64>();
-    let sums = if config.training.optimiser == Optimiser::Adagrad { weights } else { 0 };
+    let count = shapes.iter().zip(&config.stages).map(padded).sum::<u64>();
+    let weights = config.training.precision.bytes() as u64 * count;
+    let sums = if config.training.optimiser.remembers() { weights } else { 0 };
     let lanes = lanes_for(config.training.batch);
     let values = |s: &StageShape| s.input.len() + 2 * s.filtered.len() + 4 * s.pooled.len();
     let maps = 2 * config.input_shape().len() + shapes.iter().map(values).sum::<usize>();

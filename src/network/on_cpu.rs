@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::stage::{Activations, Stage, StageKernels};
-use super::weights::{Arrays, Place, WeightUpdate, Weights};
-use crate::kernels::filter::{self, Field, MAP_PAD, TOGETHER};
-use crate::kernels::stored::{self, Slice, Stored};
+use super::weights::{At, Place, WeightUpdate, Weights};
+use crate::kernels::filter::{self, Field, TOGETHER};
+use crate::kernels::stored::Slice;
 use crate::kernels::{Cpu, pool, with_scratch};
 
 /// Rows of the input that a thread fills at once: few enough to stay in its cache, enough to make use of each position's
@@ -114,35 +114,40 @@ impl StageKernels for Cpu {
     ) {
         let cpu = *self;
         let Activations { rows, field, a, da, residual, .. } = acts;
-        let (rows, field, blocks) = (*rows, *field, stage.blocks.all());
+        let (rows, field, blocks, tied) = (*rows, *field, stage.blocks.all(), stage.blocks.is_tied());
         let start = |number| stage.blocks.first_unit(number) * field.lanes;
         rows.each_of(da, 0..blocks.len(), &start, &|number, da| {
             let (block, a) = (&blocks[number], &a[start(number)..][..da.len()]);
             let (maps, residual) = (block.maps().0, seen(stage, field, &block.place, residual));
-            let Arrays { decoder, decoder_sums, .. } = &mut *block.write();
-            let key = |position| key(update, stage, number, Weights::Decoder, position);
+            if tied {
+                filter::respond(cpu, field, maps, block.read().encoder.all(), residual, da);
+                return;
+            }
             let gradient = |few: Few, weights: Slice, gradient: &mut [f32]| {
                 let (a, da, residual) = (&a[few.units.clone()], &mut da[few.units], &residual[few.input..]);
                 filter::respond_and_weight_gradient(cpu, field, maps, weights, residual, da, a, gradient);
             };
-            learn_block(cpu, field, maps, decoder, decoder_sums, key, gradient, |maps, w, sums, g| {
-                update.decoder(maps, w, sums, g);
-            });
+            learn_block(cpu, stage, field, (number, Weights::Decoder), gradient, update);
         });
         if let Some(dx) = dx {
             self.filtering_gradient(stage, acts, dx);
         }
-        rows.each_of(&mut acts.da, 0..blocks.len(), &start, &|number, da| {
-            let (block, input) = (&blocks[number], seen(stage, field, &blocks[number].place, input));
-            let (maps, _) = block.maps();
-            let Arrays { encoder, encoder_sums, .. } = &mut *block.write();
-            let key = |position| key(update, stage, number, Weights::Encoder, position);
+        let Activations { a, da, residual, .. } = acts;
+        rows.each_of(da, 0..blocks.len(), &start, &|number, da| {
+            let place = &blocks[number].place;
+            let (maps, input) = (blocks[number].maps().0, seen(stage, field, place, input));
+            let (a, residual) = (&a[start(number)..][..da.len()], seen(stage, field, place, residual));
             let gradient = |few: Few, _: Slice, gradient: &mut [f32]| {
-                filter::weight_gradient(cpu, field, maps, &input[few.input..], &da[few.units], gradient);
+                let Few { units, input: first } = few;
+                filter::weight_gradient(cpu, field, maps, &input[first..], &da[units.clone()], gradient);
+                if tied {
+                    with_scratch([gradient.len()], |[more]| {
+                        filter::weight_gradient(cpu, field, maps, &residual[first..], &a[units], more);
+                        gradient.iter_mut().zip(more.iter()).for_each(|(g, more)| *g += more);
+                    });
+                }
             };
-            learn_block(cpu, field, maps, encoder, encoder_sums, key, gradient, |maps, w, sums, g| {
-                update.encoder(maps, w, sums, g);
-            });
+            learn_block(cpu, stage, field, (number, Weights::Encoder), gradient, update);
         });
     }
 }
@@ -198,39 +203,32 @@ struct Few {
 }
 
 /// Turns one of a block's arrays of weights into new ones, a few positions at a time: `gradient` writes their gradient, then
-/// `update` is called with the padded maps, the weights, the sums and the gradient of each position.
-#[expect(clippy::too_many_arguments, reason = "what is learned, and how")]
+/// `update` is called for each position.
 fn learn_block(
     cpu: Cpu,
+    stage: &Stage,
     field: Field,
-    maps: usize,
-    weights: &mut Stored,
-    sums: &mut Stored,
-    key: impl Fn(usize) -> u32,
+    (number, which): (usize, Weights),
     mut gradient: impl FnMut(Few, Slice, &mut [f32]),
-    update: impl Fn(usize, &mut [f32], &mut [f32], &mut [f32]),
+    update: &dyn WeightUpdate,
 ) {
-    let (padded, cell) = (maps.next_multiple_of(MAP_PAD), maps * field.lanes);
-    let len = field.taps() * padded;
-    let positions = weights.len() / len;
+    let block = &stage.blocks.all()[number];
+    let (maps, padded) = block.maps();
+    let (cell, len) = (maps * field.lanes, field.taps() * padded);
+    let positions = block.place.cols.len();
+    let (tied, arrays) = (stage.blocks.is_tied(), &mut *block.write());
     with_scratch([TOGETHER.min(positions) * len], |[gradients]| {
         for first in (0..positions).step_by(TOGETHER) {
             let last = (first + TOGETHER).min(positions);
             let few = Few { units: first * cell..last * cell, input: first * field.step * field.lanes };
             let gradients = &mut gradients[..(last - first) * len];
-            gradient(few, weights.slice(first * len..last * len), gradients);
+            gradient(few, arrays.get(which).slice(first * len..last * len), gradients);
             for (position, gradient) in (first..last).zip(gradients.chunks_exact_mut(len)) {
-                let (place, key) = (position * len..(position + 1) * len, key(position));
-                let remembered = if sums.is_empty() { 0..0 } else { place.clone() };
-                weights.edit(cpu, place, key, |weights| {
-                    sums.edit(cpu, remembered, !key, |sums| update(padded, weights, sums, gradient));
+                let at = At { stage: stage.number - 1, block: number, position, which, tied };
+                arrays.edit(cpu, (which, position), len, at.key(update.number()), |weights, sums| {
+                    update.update(at, padded, weights, sums, gradient);
                 });
             }
         }
     });
-}
-
-/// What the bf16 weights of a position are rounded by.
-fn key(update: &dyn WeightUpdate, stage: &Stage, block: usize, which: Weights, position: usize) -> u32 {
-    stored::key(&[update.number(), stage.number as u64, block as u64, which as u64, position as u64])
 }

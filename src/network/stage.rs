@@ -84,7 +84,8 @@ pub trait StageKernels {
     /// Adds to `dx` what `da` gives back through the encoder.
     fn filtering_gradient(&self, stage: &Stage, acts: &Activations, dx: &mut [f32]);
 
-    /// Gradients of both arrays of weights, applied block by block as they are made.
+    /// Gradients of both arrays of weights, applied block by block as they are made; of a tied decoder the sum of both,
+    /// applied to W1.
     ///
     /// On entry `da` holds the gradient by way of `h`, and `residual` that by way of the reconstruction; each
     /// position adds to `da` what comes through W2. Where `dx` is given, what W1 gives back is added to it. Both use the
@@ -122,12 +123,13 @@ impl Stage {
         precision: Precision,
         sums: bool,
     ) -> Stage {
+        let blocks = Blocks::zeros(shape, precision, settings.tied, sums);
         let inverse_coverage = (settings.reconstruction == Reconstruction::Coverage).then(|| {
             let (rows, cols) = (shape.coverage(true), shape.coverage(false));
             let inverse = |n: usize| 1.0 / n.max(1) as f32;
             rows.iter().flat_map(|&row| cols.iter().map(move |&col| inverse(row * col))).collect()
         });
-        Stage { number, shape, settings, blocks: Blocks::zeros(shape, precision, sums), inverse_coverage }
+        Stage { number, shape, settings, blocks, inverse_coverage }
     }
 
     /// Room for a minibatch of this many lanes.

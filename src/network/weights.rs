@@ -13,8 +13,9 @@ use rayon::prelude::*;
 
 use crate::config::Precision;
 use crate::geometry::StageShape;
+use crate::kernels::Cpu;
 use crate::kernels::filter::{MAP_PAD, TOGETHER};
-use crate::kernels::stored::Stored;
+use crate::kernels::stored::{self, Stored};
 use crate::rng;
 
 /// Which of a stage's arrays of weights.
@@ -30,13 +31,33 @@ pub enum Weights {
     DecoderSums,
 }
 
-/// Turns the gradient of one position into new weights. Arrays are `[tap, map]` with `maps` (padded by zeros) filters; the
-/// gradient may be used as scratch.
+/// The weights of one position in a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct At {
+    /// Number of the stage, from 0.
+    pub stage: usize,
+    /// Number of the block in it.
+    pub block: usize,
+    /// Number of the position in the block.
+    pub position: usize,
+    /// [`Weights::Encoder`] or [`Weights::Decoder`].
+    pub which: Weights,
+    /// The decoder is the encoder.
+    pub tied: bool,
+}
+
+impl At {
+    /// What bf16 weights are rounded by in the update `number`.
+    pub fn key(&self, number: u64) -> u32 {
+        let At { stage, block, position, which, .. } = *self;
+        stored::key(&[number, stage as u64 + 1, block as u64, which as u64, position as u64])
+    }
+}
+
+/// Turns the gradient of one position into new weights.
 pub trait WeightUpdate: Sync {
-    /// New encoder weights of one position.
-    fn encoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]);
-    /// New decoder weights of one position.
-    fn decoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]);
+    /// Arrays are `[tap, map]` with `maps` (padded by zeros) filters; the gradient may be used as scratch.
+    fn update(&self, at: At, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]);
     /// A number that is another for each update of a run: what bf16 weights are rounded by.
     fn number(&self) -> u64 {
         0
@@ -59,7 +80,7 @@ pub struct Place {
 pub struct Arrays {
     /// W1.
     pub encoder: Stored,
-    /// W2.
+    /// W2; empty if it is tied to W1.
     pub decoder: Stored,
     /// What the optimiser remembers of each encoder weight; empty if nothing.
     pub encoder_sums: Stored,
@@ -72,10 +93,33 @@ impl Arrays {
     pub fn get(&self, which: Weights) -> &Stored {
         match which {
             Weights::Encoder => &self.encoder,
+            Weights::Decoder if self.decoder.is_empty() => &self.encoder,
             Weights::Decoder => &self.decoder,
             Weights::EncoderSums => &self.encoder_sums,
             Weights::DecoderSums => &self.decoder_sums,
         }
+    }
+
+    /// Lets `work` change the weights of a position and what the optimiser remembers of them, arrays `[tap, map]` of `len`
+    /// numbers; bf16 are rounded by chance, as `key` has it.
+    pub fn edit(
+        &mut self,
+        cpu: Cpu,
+        (which, position): (Weights, usize),
+        len: usize,
+        key: u32,
+        work: impl FnOnce(&mut [f32], &mut [f32]),
+    ) {
+        let Arrays { encoder, decoder, encoder_sums, decoder_sums } = self;
+        let (weights, sums) = match which {
+            Weights::Encoder => (encoder, encoder_sums),
+            _ => (decoder, decoder_sums),
+        };
+        let place = position * len..(position + 1) * len;
+        let remembered = if sums.is_empty() { 0..0 } else { place.clone() };
+        weights.edit(cpu, place, key, |weights| {
+            sums.edit(cpu, remembered, !key, |sums| work(weights, sums));
+        });
     }
 
     fn get_mut(&mut self, which: Weights) -> &mut Stored {
@@ -116,6 +160,7 @@ impl Block {
 pub struct Blocks {
     shape: StageShape,
     precision: Precision,
+    tied: bool,
     blocks: Vec<Block>,
     /// Blocks of each row of positions.
     per_row: usize,
@@ -141,16 +186,16 @@ fn division(shape: &StageShape) -> (usize, usize) {
 }
 
 impl Blocks {
-    /// All weights 0; `sums` allocates what the optimiser remembers.
-    pub fn zeros(shape: StageShape, precision: Precision, sums: bool) -> Blocks {
+    /// All weights 0; `tied` is a decoder that is the encoder, `sums` allocates what the optimiser remembers.
+    pub fn zeros(shape: StageShape, precision: Precision, tied: bool, sums: bool) -> Blocks {
         let (cols, maps) = division(&shape);
         let (s, taps) = (shape.filtered, shape.taps());
         let parts = |all: usize, of: usize| (0..all).step_by(of).map(move |at| at..(at + of).min(all));
         let block = |place: Place| {
             let size = place.cols.len() * taps * place.maps.len().next_multiple_of(MAP_PAD);
-            let array = |size| Stored::zeros(size, precision);
-            let sums = if sums { size } else { 0 };
-            let [encoder, decoder, encoder_sums, decoder_sums] = [size, size, sums, sums].map(array);
+            let array = |needed| Stored::zeros(if needed { size } else { 0 }, precision);
+            let needed = [true, !tied, sums, sums && !tied];
+            let [encoder, decoder, encoder_sums, decoder_sums] = needed.map(array);
             Block { place, arrays: RwLock::new(Arrays { encoder, decoder, encoder_sums, decoder_sums }) }
         };
         let places = (0..s.rows).flat_map(|row| {
@@ -160,7 +205,7 @@ impl Blocks {
             })
         });
         let per_row = s.cols.div_ceil(cols) * s.channels.div_ceil(maps);
-        Blocks { shape, precision, blocks: places.map(block).collect(), per_row }
+        Blocks { shape, precision, tied, blocks: places.map(block).collect(), per_row }
     }
 
     /// Encoder entries from N(0, 1/taps), decoder filters the same directions with norm 1; drawn from the streams
@@ -188,7 +233,9 @@ impl Blocks {
                         for map in held.clone() {
                             let at = first + map - held.start;
                             arrays.encoder.set(at, weights[map]);
-                            arrays.decoder.set(at, weights[map] / norms[map].sqrt());
+                            if !arrays.decoder.is_empty() {
+                                arrays.decoder.set(at, weights[map] / norms[map].sqrt());
+                            }
                         }
                     }
                 }
@@ -215,6 +262,23 @@ impl Blocks {
     /// How they are stored.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// True if the decoder is the encoder.
+    pub fn is_tied(&self) -> bool {
+        self.tied
+    }
+
+    /// The arrays of weights that there are, with their names in files.
+    pub fn arrays(&self) -> &'static [(&'static str, Weights)] {
+        let both = &[("W1", Weights::Encoder), ("W2", Weights::Decoder)];
+        if self.tied { &both[..1] } else { both }
+    }
+
+    /// The arrays of what the optimiser remembers, if it does, with the names in files of the weights.
+    pub fn sum_arrays(&self) -> &'static [(&'static str, Weights)] {
+        let both = &[("W1", Weights::EncoderSums), ("W2", Weights::DecoderSums)];
+        if self.tied { &both[..1] } else { both }
     }
 
     /// Numbers in each array of weights.
@@ -300,7 +364,7 @@ mod tests {
             (shape(200, 3, 3), 13), // some maps of the only position
             (shape(8, 3, 3), 1),    // nothing to divide
         ] {
-            let blocks = Blocks::zeros(shape, Precision::F32, false);
+            let blocks = Blocks::zeros(shape, Precision::F32, false, false);
             assert!(blocks.all().len() >= least, "{} blocks for {shape:?}", blocks.all().len());
             let mut units = 0;
             for (number, block) in blocks.all().iter().enumerate() {
@@ -315,7 +379,7 @@ mod tests {
     fn files_have_the_same_order_however_the_weights_are_divided() {
         for shape in [shape(4, 2, 70), shape(10, 3, 15), shape(65, 3, 4)] {
             for precision in [Precision::F32, Precision::Bf16] {
-                let blocks = Blocks::zeros(shape, precision, true);
+                let blocks = Blocks::zeros(shape, precision, false, true);
                 let value = |at: usize| (at % 251) as f32;
                 let row_len = blocks.count() / shape.filtered.rows;
                 for row in 0..shape.filtered.rows {

@@ -1,8 +1,8 @@
-//! From gradients to steps: SGD and Adagrad, decay of the encoder, the bound on the decoder, the schedule.
+//! From gradients to steps: SGD, momentum and Adagrad, clipping, decay of the encoder, the bound on the decoder, the schedule.
 
 use crate::config::{Optimiser, Training};
 use crate::kernels::{Cpu, Kernel, Simd, with_scratch};
-use crate::network::WeightUpdate;
+use crate::network::{At, WeightUpdate, Weights};
 
 /// Factor of the learning rate at a step of a phase: rising to 1, holding, then linearly down to the end.
 pub fn schedule(training: &Training, step: u64, steps: u64) -> f64 {
@@ -19,6 +19,9 @@ pub struct Step {
     cpu: Cpu,
     optimiser: Optimiser,
     rate: f32,
+    momentum: f32,
+    /// Largest norm of a filter's gradient; 0 for none.
+    clip: f32,
     /// The encoder keeps this share of itself.
     keep: f32,
     norm_bound: f32,
@@ -33,21 +36,28 @@ impl Step {
             cpu,
             optimiser: training.optimiser,
             rate: (training.rate * factor) as f32,
+            momentum: training.momentum as f32,
+            clip: training.gradient_clip as f32,
             keep: (1.0 - training.encoder_decay * factor) as f32,
             norm_bound: training.decoder_norm_bound as f32,
             max_step: training.max_step as f32,
             number,
         }
     }
+
+    /// The same for the gradient of `minibatches` minibatches at once: so much more of the encoder decays.
+    #[must_use]
+    pub fn of(self, minibatches: u64) -> Step {
+        Step { keep: self.keep.powi(minibatches.min(1 << 20) as i32), ..self }
+    }
 }
 
 impl WeightUpdate for Step {
-    fn encoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
-        self.cpu.run(Update { step: self, maps, keep: self.keep, bound: 0.0, weights, sums, gradient });
-    }
-
-    fn decoder(&self, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
-        self.cpu.run(Update { step: self, maps, keep: 1.0, bound: self.norm_bound, weights, sums, gradient });
+    fn update(&self, at: At, maps: usize, weights: &mut [f32], sums: &mut [f32], gradient: &mut [f32]) {
+        let (encoder, decoder) = (at.which == Weights::Encoder, at.which == Weights::Decoder || at.tied);
+        let keep = if encoder { self.keep } else { 1.0 };
+        let bound = if decoder { self.norm_bound } else { 0.0 };
+        self.cpu.run(Update { step: self, maps, keep, bound, weights, sums, gradient });
     }
 
     fn number(&self) -> u64 {
@@ -75,6 +85,9 @@ impl Kernel for Update<'_> {
         let Update { step, maps, keep, bound, weights, sums, gradient } = self;
         let len = (CHUNK / maps).max(1) * maps;
         let all = gradient.len();
+        if step.clip > 0.0 {
+            clip_filters::<S>(maps, step.clip, gradient);
+        }
         let chunks = (0..all).step_by(len).map(|first| first..(first + len).min(all));
         if step.max_step == 0.0 && bound == 0.0 {
             for part in chunks {
@@ -107,6 +120,21 @@ impl Kernel for Update<'_> {
     }
 }
 
+/// Scales the gradients of filters whose norm is above `limit` down to it; `[tap, map]`.
+#[inline(always)]
+fn clip_filters<S: Simd>(maps: usize, limit: f32, gradient: &mut [f32]) {
+    with_scratch([maps], |[factors]| {
+        factors.fill(0.0);
+        for tap in gradient.chunks_exact(maps) {
+            factors.iter_mut().zip(tap).for_each(|(sum, g)| *sum += g * g);
+        }
+        factors.iter_mut().for_each(|sum| *sum = (limit / sum.sqrt().max(f32::MIN_POSITIVE)).min(1.0));
+        for tap in gradient.chunks_exact_mut(maps) {
+            tap.iter_mut().zip(factors.iter()).for_each(|(g, factor)| *g *= factor);
+        }
+    });
+}
+
 /// Numbers that are worked on at a time: few enough to stay in the first-level cache.
 const CHUNK: usize = 1024;
 
@@ -129,9 +157,17 @@ impl Step {
         first: usize,
     ) {
         let rate = self.rate;
-        if self.optimiser == Optimiser::Sgd {
-            gradient.iter_mut().for_each(|g| *g *= rate);
-            return;
+        match self.optimiser {
+            Optimiser::Sgd => return gradient.iter_mut().for_each(|g| *g *= rate),
+            Optimiser::Momentum => {
+                let velocities = &mut sums[first..][..gradient.len()];
+                for (g, velocity) in gradient.iter_mut().zip(velocities) {
+                    *velocity = self.momentum * *velocity + *g;
+                    *g = rate * *velocity;
+                }
+                return;
+            }
+            Optimiser::Adagrad => {}
         }
         let sums = &mut sums[first..][..gradient.len()];
         let whole = gradient.len() / S::WIDTH * S::WIDTH;
@@ -235,6 +271,8 @@ fn factors(max_step: f32, bound: f32, keep: f32, (change, norm, product): (f32, 
 mod tests {
     use super::*;
 
+    const ENCODER: At = At { stage: 0, block: 0, position: 0, which: Weights::Encoder, tied: false };
+
     fn training(optimiser: Optimiser) -> Training {
         Training { optimiser, rate: 0.5, encoder_decay: 0.1, max_step: 0.0, ..Training::default() }
     }
@@ -245,12 +283,48 @@ mod tests {
             let step = Step::new(cpu, &training(Optimiser::Adagrad), 1.0, 0);
             let (mut w, mut sums, mut gradient) = ([1.0; 24], [16.0; 24], [3.0; 24]);
             (w[5], sums[5], gradient[5]) = (0.0, 0.0, 0.0); // a weight that never had a gradient
-            step.encoder(8, &mut w, &mut sums, &mut gradient);
+            step.update(ENCODER, 8, &mut w, &mut sums, &mut gradient);
             for (at, (w, sum)) in w.into_iter().zip(sums).enumerate() {
                 let (want, want_sum) = if at == 5 { (0.0, 0.0) } else { (0.9 - 0.5 * 3.0 / 5.0, 25.0) };
                 assert!((w - want).abs() < 1e-6 && sum == want_sum, "{}: {w}, {sum} at {at}", cpu.name());
             }
         }
+    }
+
+    #[test]
+    fn momentum_goes_on_with_a_share_of_its_velocity() {
+        for cpu in Cpu::available() {
+            let training = Training { momentum: 0.9, encoder_decay: 0.0, ..training(Optimiser::Momentum) };
+            let step = Step::new(cpu, &training, 1.0, 0);
+            let (mut w, mut velocity) = ([0.0; 24], [2.0; 24]);
+            for (want, want_velocity) in [(-1.4, 2.8), (-1.4 - 1.76, 3.52)] {
+                step.update(ENCODER, 8, &mut w, &mut velocity, &mut [1.0; 24]);
+                let near = |x: f32, want: f32| (x - want).abs() < 1e-5;
+                assert!(w.iter().all(|&w| near(w, want)), "{}: {w:?}", cpu.name());
+                assert!(velocity.iter().all(|&v| near(v, want_velocity)), "{}: {velocity:?}", cpu.name());
+            }
+        }
+    }
+
+    #[test]
+    fn the_gradient_of_each_filter_is_clipped_by_itself() {
+        for cpu in Cpu::available() {
+            let training = Training { gradient_clip: 5.0, encoder_decay: 0.0, ..training(Optimiser::Sgd) };
+            let (mut w, mut gradient) = ([0.0; 16], [0.0; 16]);
+            (gradient[0], gradient[8], gradient[1]) = (30.0, 40.0, 2.0);
+            Step::new(cpu, &training, 1.0, 0).update(ENCODER, 8, &mut w, &mut [], &mut gradient);
+            assert_eq!((w[0], w[8], w[1], w[2]), (-1.5, -2.0, -1.0, 0.0), "{}", cpu.name());
+        }
+    }
+
+    #[test]
+    fn a_tied_filter_decays_as_an_encoder_and_is_bounded_as_a_decoder() {
+        let cpu = Cpu::available()[0];
+        let step = Step::new(cpu, &training(Optimiser::Sgd), 1.0, 0);
+        let mut w = [0.0; 16];
+        (w[0], w[8], w[1]) = (30.0, 40.0, 0.5);
+        step.update(At { tied: true, ..ENCODER }, 8, &mut w, &mut [], &mut [0.0; 16]);
+        assert_eq!((w[0], w[8], w[1]), (0.6, 0.8, 0.45));
     }
 
     #[test]
@@ -261,7 +335,7 @@ mod tests {
             let (mut w, mut gradient) = ([0.0; 16], [0.0; 16]);
             (w[0], w[8], gradient[8]) = (3.0, 4.0, 100.0); // a filter of norm 5: its change is held to 0.5
             (w[1], gradient[1]) = (5.0, 0.5);
-            step.encoder(8, &mut w, &mut [], &mut gradient);
+            step.update(ENCODER, 8, &mut w, &mut [], &mut gradient);
             assert_eq!((w[0], w[8], w[1]), (3.0, 3.5, 4.75), "{}", cpu.name());
         }
     }
@@ -272,7 +346,7 @@ mod tests {
             let step = Step::new(cpu, &training(Optimiser::Sgd), 1.0, 0);
             let mut w = [0.0; 3 * 16];
             (w[2], w[16 + 2], w[9]) = (3.0, 4.0, 0.5);
-            step.decoder(16, &mut w, &mut [], &mut [0.0; 48]);
+            step.update(At { which: Weights::Decoder, ..ENCODER }, 16, &mut w, &mut [], &mut [0.0; 48]);
             assert_eq!((w[2], w[16 + 2], w[9]), (0.6, 0.8, 0.5), "{}", cpu.name());
         }
     }

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::read::{Files, Found, read_whitening};
 use super::{SUMS, dtype_of, hex, shape_in_files};
-use crate::config::{Optimiser, RunConfig};
+use crate::config::RunConfig;
 use crate::error::{Error, Result};
 
 /// One thing looked at.
@@ -41,7 +41,7 @@ pub fn check(folder: &Path) -> Result<Vec<Check>> {
     let mut checks = hashes(folder)?;
     // A file without a hash could hold anything.
     let models = files.maps.iter().filter_map(|(path, _)| path.file_name()?.to_str());
-    let optimiser = (config.training.optimiser == Optimiser::Adagrad).then_some("optimiser.safetensors");
+    let optimiser = config.training.optimiser.remembers().then_some("optimiser.safetensors");
     for name in models.chain(optimiser).chain(["state.json"]) {
         if !checks.iter().any(|check| check.name == name) {
             let outcome = Err(Error::bad_file(folder.join(SUMS), format!("has no hash of {name}")));
@@ -50,7 +50,7 @@ pub fn check(folder: &Path) -> Result<Vec<Check>> {
     }
     checks.extend(tensors(&config, &files, ""));
     checks.push(Check::new("whitening", "values", read_whitening(&config, &parsed, folder).map(|_| ())));
-    if config.training.optimiser == Optimiser::Adagrad {
+    if config.training.optimiser.remembers() {
         match Files::open(folder, "optimiser") {
             Ok(files) => checks.extend(tensors(&config, &files, "optimiser ")),
             Err(error) => checks.push(Check::new("optimiser", "values", Err(error))),
@@ -89,8 +89,9 @@ fn tensors(config: &RunConfig, files: &Files, whose: &str) -> Vec<Check> {
         Err(error) => return vec![Check::new(&format!("{whose}tensors"), "values", Err(error))],
     };
     let (dtype, mut checks) = (dtype_of(config.training.precision), Vec::new());
-    for (number, shape) in (1..).zip(config.shapes()) {
-        for array in ["W1", "W2"] {
+    for (number, (shape, stage)) in (1..).zip(config.shapes().into_iter().zip(&config.stages)) {
+        let arrays: &[&str] = if stage.tied { &["W1"] } else { &["W1", "W2"] };
+        for array in arrays {
             let (name, size) = (format!("stage{number}.{array}"), shape_in_files(&shape));
             let outcome =
                 Found::new(&parsed, &files.folder, &name, dtype, &size).and_then(|found| {

@@ -11,7 +11,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use super::{Checkpoint, FORMAT, Header, Weights, dtype_of, shape_in_files};
+use super::{Blocks, Checkpoint, FORMAT, Header, NamedArrays, dtype_of, shape_in_files};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::network::Network;
@@ -158,25 +158,19 @@ impl Checkpoint {
         let wrong = |e: Error| Error::bad_file(folder, format!("not a whole checkpoint: {e}"));
         let config = parsed[0].header.config.clone().checked().map_err(wrong)?;
         let network = Network::zeros(&config, for_training)?;
-        read_weights(&network, &parsed, &files.folder, [("W1", Weights::Encoder), ("W2", Weights::Decoder)])?;
+        read_weights(&network, &parsed, &files.folder, Blocks::arrays)?;
         let whitening = read_whitening(&config, &parsed, &files.folder)?;
         if for_training && network.stages.iter().any(|stage| stage.has_sums()) {
             let files = Files::open(folder, "optimiser")?;
-            let sums = [("W1", Weights::EncoderSums), ("W2", Weights::DecoderSums)];
-            read_weights(&network, &files.parsed()?, &files.folder, sums)?;
+            read_weights(&network, &files.parsed()?, &files.folder, Blocks::sum_arrays)?;
         }
         Ok(Checkpoint { config, network, whitening })
     }
 }
 
-fn read_weights(
-    network: &Network,
-    files: &[Parsed],
-    folder: &Path,
-    arrays: [(&str, Weights); 2],
-) -> Result<()> {
+fn read_weights(network: &Network, files: &[Parsed], folder: &Path, arrays: NamedArrays) -> Result<()> {
     for (number, stage) in (1..).zip(&network.stages) {
-        for (name, which) in arrays {
+        for &(name, which) in arrays(&stage.blocks) {
             let name = format!("stage{number}.{name}");
             let found =
                 Found::new(files, folder, &name, dtype_of(stage.precision()), &shape_in_files(&stage.shape))?;
