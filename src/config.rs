@@ -246,6 +246,18 @@ impl Default for Training {
     }
 }
 
+impl Training {
+    /// True if each replica has weights of its own.
+    pub fn copies_weights(&self) -> bool {
+        self.fetch_every > 1
+    }
+
+    /// True if each of `replicas` replicas has a gradient of all weights of its own.
+    pub fn keeps_gradients(&self, replicas: usize) -> bool {
+        self.push_every > 1 || self.global_clip > 0.0 || (self.mode == Mode::Sync && replicas > 1)
+    }
+}
+
 /// How far the gradient of a stage's objective reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -1,6 +1,7 @@
 //! Pictures at the network's input size, mapped from a file, and the order in which minibatches take them.
 
 mod cache;
+mod split;
 
 use std::path::Path;
 
@@ -12,6 +13,7 @@ use crate::frames::FrameStore;
 use crate::geometry::MapShape;
 use crate::rng;
 pub use cache::is_cache_file;
+pub use split::Split;
 
 /// 8-bit pictures of one size. They lie in a file mapped into memory, so there may be more of them than memory holds.
 pub struct Dataset {

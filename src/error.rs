@@ -72,14 +72,15 @@ pub enum Error {
     /// Two things that must belong together do not.
     #[error("{0}")]
     Mismatch(String),
-    /// The loss is no number any more.
+    /// The loss is no number any more, or far from what it was.
     #[error(
-        "the loss of stage {stage} is no number any more at step {step}: a lower training.rate may help; \
-         the last checkpoint is good"
+        "the loss of stage {stage} {what} at step {step}: a lower training.rate may help; the last checkpoint is good"
     )]
     Diverged {
         /// The stage, counted from 1.
         stage: usize,
+        /// What the loss did.
+        what: String,
         /// The step of the run.
         step: u64,
     },

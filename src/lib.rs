@@ -11,6 +11,7 @@
 //! dataset  pictures -> shuffled minibatches of the network's input size
 //! kernels  the arithmetic of one layer, for each instruction set
 //! network  stages in order: forward, objective, gradients, whitening, checkpoints
+//! picture  tiles, grids of tiles, filters
 //! training replicas on threads update one set of weights, none waiting for another
 //! analysis what does each unit prefer?
 //! bench    how fast all this is on this machine
@@ -42,6 +43,7 @@ pub mod frames;
 pub mod geometry;
 pub mod kernels;
 pub mod network;
+pub mod picture;
 pub mod report;
 pub mod rng;
 pub mod sampling;

@@ -206,7 +206,7 @@ impl Golden {
         work.load(x.view());
         let top = network.stages.len() - 1;
 
-        let losses = network.losses(&mut work, top);
+        let losses = network.losses(&mut work, 0..top + 1);
         for (index, loss) in losses.iter().enumerate() {
             let number = index + 1;
             for (name, kind) in [("a", Kind::A), ("h", Kind::H), ("y", Kind::Y)] {
@@ -304,7 +304,7 @@ impl Golden {
         work.load(x);
         let mut objectives = ndarray::Array2::zeros((steps + 1, stages));
         for step in 0..=steps {
-            for (stage, loss) in network.losses(&mut work, stages - 1).iter().enumerate() {
+            for (stage, loss) in network.losses(&mut work, 0..stages).iter().enumerate() {
                 objectives[(step, stage)] = loss.total();
             }
             if step < steps {

@@ -4,8 +4,6 @@
 //! burst. FLOPs are those of filtering alone, `2 x products x connections x batch`; pooling, normalisation and updates cost
 //! time and count none.
 
-mod machine;
-
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -15,7 +13,7 @@ use serde::Serialize;
 use crate::config::{Objective, Optimiser, Preprocess, RunConfig, Training};
 use crate::error::{Error, Result};
 use crate::geometry::{Kind, StageShape};
-use crate::kernels::{Cpu, Rows, lanes_for};
+use crate::kernels::{Cpu, Rows, lanes_for, machine};
 use crate::network::{At, Network, Stage, StageKernels, Unit, WeightUpdate, Workspace};
 use crate::rng;
 use crate::training::check_memory;

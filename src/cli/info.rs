@@ -8,7 +8,7 @@ use serde::Serialize;
 use striate::config::RunConfig;
 use striate::error::Error;
 use striate::frames::FrameStore;
-use striate::network::{StageCost, checkpoint, costs, training_bytes};
+use striate::network::{StageCost, TrainingBytes, checkpoint, costs, learn_flops, training_bytes};
 use striate::report::figure::grouped;
 use striate::training::monitor::{LogLine, read_log};
 use striate::training::{Parallel, State};
@@ -48,18 +48,10 @@ struct NetworkInfo {
     trainable_weights: u64,
     encode_flops_per_image: u64,
     learn_flops_per_image: u64,
-    memory: Memory,
+    memory: TrainingBytes,
     /// What `striate train` would use on this machine.
     parallel: Parallel,
     images: u64,
-}
-
-/// Bytes that training takes.
-#[derive(Serialize)]
-struct Memory {
-    weights: u64,
-    optimiser: u64,
-    activations_per_replica: u64,
 }
 
 #[derive(Serialize)]
@@ -92,16 +84,17 @@ impl NetworkInfo {
     fn new(path: &Path, config: RunConfig) -> NetworkInfo {
         let stages = costs(&config);
         let sum = |f: &dyn Fn(&StageCost) -> u64| stages.iter().map(f).sum::<u64>();
-        let (weights, optimiser, activations_per_replica) = training_bytes(&config, 1);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let parallel = Parallel::new(&config, cores);
         NetworkInfo {
             path: path.into(),
             units: stages.iter().map(|s| s.units).sum(),
             encoder_connections: sum(&|s| s.encoder_connections),
             trainable_weights: sum(&|s| s.weights),
             encode_flops_per_image: sum(&|s| s.encode_flops),
-            learn_flops_per_image: learn_flops(&config, &stages),
-            memory: Memory { weights, optimiser, activations_per_replica },
-            parallel: Parallel::new(&config, std::thread::available_parallelism().map_or(1, usize::from)),
+            learn_flops_per_image: mean_learn_flops(&config, &stages),
+            memory: training_bytes(&config, parallel.replicas),
+            parallel,
             images: config.training.steps.iter().sum::<u64>() * config.training.batch as u64,
             stages,
             config,
@@ -110,13 +103,10 @@ impl NetworkInfo {
 }
 
 /// Mean over the schedule's steps: a stage that learns has five products for each weight, those below it one.
-fn learn_flops(config: &RunConfig, stages: &[StageCost]) -> u64 {
+fn mean_learn_flops(config: &RunConfig, stages: &[StageCost]) -> u64 {
     let phases = config.phases();
-    let cost = |range: &std::ops::Range<usize>| {
-        let below: u64 = stages[..range.start].iter().map(|s| s.encode_flops).sum();
-        below + stages[range.clone()].iter().map(|s| s.learn_flops).sum::<u64>()
-    };
-    let total: u128 = phases.iter().map(|(range, steps)| u128::from(cost(range)) * u128::from(*steps)).sum();
+    let cost = |range: &std::ops::Range<usize>| u128::from(learn_flops(stages, range.clone()));
+    let total: u128 = phases.iter().map(|(range, steps)| cost(range) * u128::from(*steps)).sum();
     let steps: u128 = phases.iter().map(|(_, steps)| u128::from(*steps)).sum();
     (total / steps.max(1)) as u64
 }
@@ -182,9 +172,17 @@ impl fmt::Display for NetworkInfo {
             gb(m.weights),
             self.config.training.precision.name(),
             gb(m.optimiser),
-            gb(m.activations_per_replica),
+            gb(m.activations),
             self.config.training.batch
         )?;
+        if m.copies + m.gradients > 0 {
+            writeln!(
+                f,
+                "and for each replica: its own weights {}, its own gradient {}",
+                gb(m.copies),
+                gb(m.gradients)
+            )?;
+        }
         let Parallel { threads, replicas, reason } = &self.parallel;
         writeln!(f, "on this machine: {threads} threads, {replicas} replicas ({reason})")?;
         writeln!(
@@ -274,7 +272,7 @@ fn run_info(path: &Path, global: Global) -> anyhow::Result<RunInfo> {
     let checkpoint = checkpoint::latest(path).ok_or_else(missing)?;
     // A power cut may tear the log's last line, and the run is good all the same.
     let log = path.join("log.jsonl");
-    let log = if log.exists() { read_log(&log) } else { Ok(Vec::new()) };
+    let log = if log.exists() { read_log(path) } else { Ok(Vec::new()) };
     let log = log.inspect_err(|e| global.warn(&[e.to_string()])).unwrap_or_default();
     Ok(RunInfo {
         steps_planned: config.training.steps.iter().sum(),

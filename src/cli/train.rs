@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use indicatif::ProgressBar;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -12,7 +13,8 @@ use striate::config::RunConfig;
 use striate::dataset::Dataset;
 use striate::error::Error;
 use striate::frames::FrameStore;
-use striate::training::{Options, check_folder, train};
+use striate::training::monitor::LogLine;
+use striate::training::{Happened, Options, check_folder, train};
 
 use super::Global;
 
@@ -23,6 +25,7 @@ Examples:
   striate train configs/small.toml --frames outputs/frames --out outputs/run
   striate train configs/small.toml --frames pictures/ --out outputs/short --set 'training.steps=[500,500,500]'
   striate train configs/small.toml --frames outputs/frames --out outputs/run --resume
+  striate watch outputs/run          # from another terminal; or: tensorboard --logdir outputs/run
 
 Ctrl-C finishes the step, saves and exits with code 130; --resume goes on from there. A second Ctrl-C quits at once.")]
 pub struct TrainArgs {
@@ -31,7 +34,7 @@ pub struct TrainArgs {
     /// Frames to learn from: a frame set, WebDataset tar shards, or a folder of pictures.
     #[arg(long)]
     frames: PathBuf,
-    /// Run folder: settings as used, log.jsonl, checkpoints, decoded frames (frames.u8).
+    /// Run folder: settings as used, log.jsonl, validation.jsonl, notes.jsonl, events (TensorBoard), checkpoints, decoded frames.
     #[arg(long, default_value = "outputs/run")]
     out: PathBuf,
     /// Replace one setting, e.g. `training.rate=0.01` or `stages.2.maps=32`. May be repeated.
@@ -46,6 +49,44 @@ pub struct TrainArgs {
     /// Continue the run in the folder, with the same settings; start it if there is none.
     #[arg(long)]
     resume: bool,
+    /// With --resume: go on although settings differ from those the run was begun with, as far as a run can.
+    #[arg(long, requires = "resume")]
+    accept_changes: bool,
+}
+
+/// Set to a signal's number by SIGINT and SIGTERM; a second one ends the process.
+pub fn on_signals() -> anyhow::Result<Arc<AtomicUsize>> {
+    let interrupted = Arc::new(AtomicUsize::new(0));
+    for signal in [SIGINT, SIGTERM] {
+        // The order matters: a second signal finds the flag set and ends the process.
+        let twice = Arc::new(AtomicBool::new(false));
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&twice))?;
+        flag::register(signal, twice)?;
+        flag::register_usize(signal, Arc::clone(&interrupted), signal as usize)?;
+    }
+    Ok(interrupted)
+}
+
+/// Shows on `bar` what happens in a run.
+pub fn show(bar: &ProgressBar, happened: Happened) {
+    match happened {
+        Happened::Step(step) => {
+            if bar.position() == 0 && step > 1 {
+                bar.reset_eta(); // a resumed run did not do the first steps now
+            }
+            bar.set_position(step);
+        }
+        Happened::Line(line) => bar.set_message(message(line)),
+        Happened::Validation(_) => {}
+        Happened::Note(note) => bar.suspend(|| say!("note: {note}")),
+    }
+}
+
+fn message(line: &LogLine) -> String {
+    let stages: Vec<String> =
+        line.stages.iter().map(|s| format!("stage {} loss {:.2}", s.stage, s.loss)).collect();
+    let (rate, share) = (line.images_per_second, 100.0 * line.peak_share);
+    format!("{}  {rate:.0} images/s, {share:.0} % of peak", stages.join(", "))
 }
 
 pub fn run(args: TrainArgs, global: Global) -> anyhow::Result<ExitCode> {
@@ -61,35 +102,18 @@ pub fn run(args: TrainArgs, global: Global) -> anyhow::Result<ExitCode> {
     bar.finish();
     global.warn(&frames.warnings);
 
-    let interrupted = Arc::new(AtomicUsize::new(0));
-    for signal in [SIGINT, SIGTERM] {
-        // The order matters: a second signal finds the flag set and ends the process.
-        let twice = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&twice))?;
-        flag::register(signal, twice)?;
-        flag::register_usize(signal, Arc::clone(&interrupted), signal as usize)?;
-    }
+    let interrupted = on_signals()?;
     let steps: u64 = config.training.steps.iter().sum();
     let bar = global.progress(steps, "training");
     let options = Options {
         seed: global.seed,
         threads,
         resume: args.resume,
+        accept_changes: args.accept_changes,
         frames: &args.frames,
         interrupted: &interrupted,
     };
-    let summary = train(&config, &mut frames, &args.out, &options, |step, line| {
-        if bar.position() == 0 && step > 1 {
-            bar.reset_eta(); // a resumed run did not do the first steps now
-        }
-        bar.set_position(step);
-        if let Some(line) = line {
-            let stage =
-                |s: &striate::training::monitor::StageLine| format!("stage {} loss {:.2}", s.stage, s.loss);
-            let stages: Vec<String> = line.stages.iter().map(stage).collect();
-            bar.set_message(format!("{}  {:.0} images/s", stages.join(", "), line.images_per_second));
-        }
-    });
+    let summary = train(&config, &mut frames, &args.out, &options, |happened| show(&bar, happened));
     bar.finish();
     let summary = summary?;
     global.print(&summary)?;

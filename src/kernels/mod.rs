@@ -8,6 +8,7 @@
 mod buffer;
 pub mod filter;
 pub mod lcn;
+pub mod machine;
 pub mod pool;
 mod rows;
 mod simd;

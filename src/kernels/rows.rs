@@ -46,6 +46,14 @@ impl Rows {
         }
     }
 
+    /// Calls `work` with each number below `count`.
+    pub fn each_number(self, count: usize, work: impl Fn(usize) + Sync) {
+        match self {
+            Rows::InTurn => (0..count).for_each(&work),
+            Rows::Shared => (0..count).into_par_iter().for_each(&work),
+        }
+    }
+
     /// How many of `rows` rows to work on at once: `most`, or fewer where each thread would not get several pieces.
     pub fn at_once(self, rows: usize, most: usize) -> usize {
         match self {

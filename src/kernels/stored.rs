@@ -64,6 +64,15 @@ impl Stored {
         }
     }
 
+    /// Takes as many numbers, stored in the same way.
+    pub fn copy_from(&mut self, other: &Stored) {
+        match (self, other) {
+            (Stored::F32(to), Stored::F32(from)) => to.copy_from_slice(from),
+            (Stored::Bf16(to), Stored::Bf16(from)) => to.copy_from_slice(from),
+            _ => panic!("numbers of another precision"),
+        }
+    }
+
     /// True if all are numbers, and none infinite.
     pub fn is_finite(&self) -> bool {
         match self {

@@ -51,6 +51,9 @@ struct Header {
     format: u32,
     version: String,
     layout: String,
+    /// What it was trained on; files of older versions do not say.
+    #[serde(default)]
+    data: String,
     config: RunConfig,
 }
 
@@ -182,7 +185,8 @@ fn whitening_tensors(whitening: &Whitening) -> Vec<(String, Tensor<'_>)> {
     }
 }
 
-/// Writes a checkpoint into the new folder `to`, whole or not at all; `state` is the training's own.
+/// Writes a checkpoint into the new folder `to`, whole or not at all; `data` tells the frames that were learned from, `state` is the
+/// training's own.
 ///
 /// # Errors
 /// The disk is full or the folder cannot be written; nothing that was there is touched.
@@ -191,8 +195,10 @@ pub fn save(
     config: &RunConfig,
     network: &Network,
     whitening: &Whitening,
+    data: &str,
     state: &impl Serialize,
 ) -> Result<()> {
+    let about = About { config, data };
     let partial = to.with_extension("partial");
     let parent = to.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
@@ -201,7 +207,7 @@ pub fn save(
         fs::remove_dir_all(&partial).map_err(Error::io(&partial, "remove"))?;
     }
     fs::create_dir(&partial).map_err(Error::io(&partial, "create"))?;
-    let written = write_all(&partial, config, network, whitening, state);
+    let written = write_all(&partial, about, network, whitening, state);
     if let Err(error) = written {
         // What is half written would only fill the disk; the error that matters is the first.
         let _ = fs::remove_dir_all(&partial);
@@ -240,19 +246,26 @@ pub fn check_room(folder: &Path, network: &Network, whitening: &Whitening) -> Re
     Ok(())
 }
 
+/// What the metadata of all files says.
+#[derive(Clone, Copy)]
+struct About<'a> {
+    config: &'a RunConfig,
+    data: &'a str,
+}
+
 fn write_all(
     folder: &Path,
-    config: &RunConfig,
+    about: About,
     network: &Network,
     whitening: &Whitening,
     state: &impl Serialize,
 ) -> Result<()> {
     let mut tensors = whitening_tensors(whitening);
     tensors.extend(weight_tensors(network, Blocks::arrays));
-    let mut sums = write_model(folder, config, tensors)?;
+    let mut sums = write_model(folder, about, tensors)?;
     if network.stages.iter().any(|stage| stage.has_sums()) {
         let tensors = weight_tensors(network, Blocks::sum_arrays);
-        sums.push(write_tensors(folder, "optimiser.safetensors", config, tensors)?);
+        sums.push(write_tensors(folder, "optimiser.safetensors", about, tensors)?);
     }
     let text = serde_json::to_string_pretty(state).expect("state is plain data") + "\n";
     sums.push(write_file(folder, "state.json", |write| write(text.as_bytes()))?);
@@ -265,7 +278,7 @@ fn write_all(
 type Sum = (String, String);
 
 /// `model.safetensors`, or numbered files and an index where one would be too large.
-fn write_model(folder: &Path, config: &RunConfig, tensors: Vec<(String, Tensor)>) -> Result<Vec<Sum>> {
+fn write_model(folder: &Path, about: About, tensors: Vec<(String, Tensor)>) -> Result<Vec<Sum>> {
     let mut files: Vec<Vec<(String, Tensor)>> = vec![Vec::new()];
     let mut bytes = 0;
     for (name, tensor) in tensors {
@@ -278,14 +291,14 @@ fn write_model(folder: &Path, config: &RunConfig, tensors: Vec<(String, Tensor)>
     }
     let count = files.len();
     if count == 1 {
-        return Ok(vec![write_tensors(folder, "model.safetensors", config, files.remove(0))?]);
+        return Ok(vec![write_tensors(folder, "model.safetensors", about, files.remove(0))?]);
     }
     let (mut places, mut total, mut sums) = (BTreeMap::new(), 0, Vec::new());
     for (number, tensors) in (1..).zip(files) {
         let file = format!("model-{number:05}-of-{count:05}.safetensors");
         total += tensors.iter().map(|(_, tensor)| tensor.bytes()).sum::<usize>();
         places.extend(tensors.iter().map(|(name, _)| (name.clone(), file.clone())));
-        sums.push(write_tensors(folder, &file, config, tensors)?);
+        sums.push(write_tensors(folder, &file, about, tensors)?);
     }
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": places });
     let name = "model.safetensors.index.json";
@@ -294,17 +307,13 @@ fn write_model(folder: &Path, config: &RunConfig, tensors: Vec<(String, Tensor)>
 }
 
 /// A safetensors file, written as its tensors are converted.
-fn write_tensors(
-    folder: &Path,
-    name: &str,
-    config: &RunConfig,
-    mut tensors: Vec<(String, Tensor)>,
-) -> Result<Sum> {
+fn write_tensors(folder: &Path, name: &str, about: About, mut tensors: Vec<(String, Tensor)>) -> Result<Sum> {
     let header = Header {
         format: FORMAT,
         version: env!("CARGO_PKG_VERSION").into(),
         layout: "row, column, map, channel, dy, dx".into(),
-        config: config.clone(),
+        data: about.data.into(),
+        config: about.config.clone(),
     };
     let header = serde_json::to_string(&header).expect("settings are plain data");
     // One key: a map of several would be written in an order that changes from run to run.
@@ -378,6 +387,29 @@ pub fn read_state<T: DeserializeOwned>(folder: &Path) -> Result<T> {
     let path = folder.join("state.json");
     let text = fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
     serde_json::from_str(&text).map_err(|e| Error::bad_file(&path, format!("not the state of a run: {e}")))
+}
+
+/// The settings of the checkpoint in `folder`.
+///
+/// # Errors
+/// The model is missing, truncated or of another format.
+pub fn read_config(folder: &Path) -> Result<RunConfig> {
+    let files = read::Files::open(folder, "model")?;
+    let config = files.parsed()?[0].header.config.clone().checked();
+    config.map_err(|e| Error::bad_file(folder, format!("not a whole checkpoint: {e}")))
+}
+
+/// Removes a checkpoint: what is left when this is interrupted is none.
+///
+/// # Errors
+/// The folder cannot be changed.
+pub fn remove(folder: &Path) -> Result<()> {
+    let partial = folder.with_extension("partial");
+    if partial.exists() {
+        fs::remove_dir_all(&partial).map_err(Error::io(&partial, "remove"))?;
+    }
+    fs::rename(folder, &partial).map_err(Error::io(folder, "remove"))?;
+    fs::remove_dir_all(&partial).map_err(Error::io(&partial, "remove"))
 }
 
 /// The newest complete checkpoint in `RUN/checkpoints`, if there is one.

@@ -6,6 +6,7 @@ pub mod objective;
 mod on_cpu;
 pub mod plain;
 pub mod preprocess;
+pub mod shared;
 pub mod stage;
 pub mod weights;
 
@@ -96,6 +97,14 @@ impl Network {
         Self::build(config, |number, shape, settings, keeps_sums| {
             Stage::zeros(number, shape, settings, config.training.precision, sums && keeps_sums)
         })
+    }
+
+    /// A network of the same sizes with all weights 0, and nothing for an optimiser.
+    pub fn zeros_like(&self) -> Network {
+        let zeros = |stage: &Stage| {
+            Stage::zeros(stage.number, stage.shape, stage.settings.clone(), stage.precision(), false)
+        };
+        Network { cpu: self.cpu, input: self.input, stages: self.stages.iter().map(zeros).collect() }
     }
 
     fn build(
@@ -196,6 +205,16 @@ impl Workspace {
         self
     }
 
+    /// How the rows of its maps are worked on.
+    pub fn rows(&self) -> Rows {
+        self.stages[0].rows
+    }
+
+    /// Losses of the stages that learned last, in order.
+    pub fn losses(&self) -> &[Loss] {
+        &self.losses
+    }
+
     /// One sublayer's values, `[picture, map, row, column]`.
     pub fn values(&self, network: &Network, stage: usize, kind: Kind) -> Array4<f32> {
         let acts = &self.stages[stage];
@@ -261,19 +280,45 @@ pub fn costs(config: &RunConfig) -> Vec<StageCost> {
     shapes.into_iter().zip(supports).enumerate().map(cost).collect()
 }
 
-/// Bytes that training takes: weights, optimiser sums and the activations of every replica.
-pub fn training_bytes(config: &RunConfig, replicas: usize) -> (u64, u64, u64) {
+/// Bytes that training takes.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct TrainingBytes {
+    /// The weights that replicas share.
+    pub weights: u64,
+    /// What the optimiser remembers of them.
+    pub optimiser: u64,
+    /// Activations of a replica.
+    pub activations: u64,
+    /// Weights that a replica has for itself (`fetch_every` above 1).
+    pub copies: u64,
+    /// A gradient of all weights that a replica has for itself (`push_every` above 1, `global_clip`, several replicas in `sync`).
+    pub gradients: u64,
+}
+
+/// Bytes that training takes: weights, what the optimiser remembers, and for each replica its own.
+pub fn training_bytes(config: &RunConfig, replicas: usize) -> TrainingBytes {
     let padded = |(s, settings): (&StageShape, &crate::config::Stage)| {
         let maps = s.filtered.channels.next_multiple_of(crate::kernels::filter::MAP_PAD);
         let arrays = if settings.tied { 1 } else { 2 };
         arrays * (s.positions() * s.taps() * maps) as u64
     };
-    let shapes = config.shapes();
+    let (shapes, training) = (config.shapes(), &config.training);
     let count = shapes.iter().zip(&config.stages).map(padded).sum::<u64>();
-    let weights = config.training.precision.bytes() as u64 * count;
-    let sums = if config.training.optimiser.remembers() { weights } else { 0 };
-    let lanes = lanes_for(config.training.batch);
+    let weights = training.precision.bytes() as u64 * count;
+    let lanes = lanes_for(training.batch);
     let values = |s: &StageShape| s.input.len() + 2 * s.filtered.len() + 4 * s.pooled.len();
     let maps = 2 * config.input_shape().len() + shapes.iter().map(values).sum::<usize>();
-    (weights, sums, 4 * (maps * lanes * replicas) as u64)
+    TrainingBytes {
+        weights,
+        optimiser: if training.optimiser.remembers() { weights } else { 0 },
+        activations: 4 * (maps * lanes) as u64,
+        copies: if training.copies_weights() { weights } else { 0 },
+        gradients: if training.keeps_gradients(replicas) { 4 * count } else { 0 },
+    }
+}
+
+/// Floating-point operations to learn from a picture while `stages` learn: all products of these, one of those below.
+pub fn learn_flops(costs: &[StageCost], stages: std::ops::Range<usize>) -> u64 {
+    let below: u64 = costs[..stages.start].iter().map(|s| s.encode_flops).sum();
+    below + costs[stages].iter().map(|s| s.learn_flops).sum::<u64>()
 }

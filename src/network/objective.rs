@@ -36,10 +36,10 @@ impl std::ops::AddAssign for Loss {
 }
 
 impl Network {
-    /// The objective of stages 0 to `last` on the loaded minibatch, without learning. Leaves `residual` behind.
-    pub fn losses(&self, work: &mut Workspace, last: usize) -> Vec<Loss> {
-        self.forward(work, last);
-        (0..=last).map(|index| self.decode(work, index)).collect()
+    /// The objective of `stages` on the loaded minibatch, without learning. Leaves `residual` behind.
+    pub fn losses(&self, work: &mut Workspace, stages: Range<usize>) -> Vec<Loss> {
+        self.forward(work, stages.end - 1);
+        stages.map(|index| self.decode(work, index)).collect()
     }
 
     /// One step of `stages` on the loaded minibatch: forward, then from the top down gradients that `update` turns into

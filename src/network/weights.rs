@@ -5,17 +5,20 @@
 //! sums of the optimiser.
 
 use std::ops::Range;
-use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 
-use ndarray::{Array, Ix6};
+use ndarray::{Array, Array3, Ix6};
 use ndarray_rand::rand_distr::{Distribution, StandardNormal};
+use rand::Rng;
 use rayon::prelude::*;
 
+use super::Unit;
+use super::shared::Shared;
 use crate::config::Precision;
 use crate::geometry::StageShape;
-use crate::kernels::Cpu;
 use crate::kernels::filter::{MAP_PAD, TOGETHER};
 use crate::kernels::stored::{self, Stored};
+use crate::kernels::{Cpu, Rows};
 use crate::rng;
 
 /// Which of a stage's arrays of weights.
@@ -136,18 +139,18 @@ impl Arrays {
 pub struct Block {
     /// Which filters.
     pub place: Place,
-    arrays: RwLock<Arrays>,
+    arrays: Shared<Arrays>,
 }
 
 impl Block {
     /// To read them.
     pub fn read(&self) -> RwLockReadGuard<'_, Arrays> {
-        self.arrays.read().expect("no replica panics")
+        self.arrays.read()
     }
 
     /// To change them.
     pub fn write(&self) -> RwLockWriteGuard<'_, Arrays> {
-        self.arrays.write().expect("no replica panics")
+        self.arrays.write()
     }
 
     /// Its maps, and as many as each tap has room for.
@@ -196,7 +199,7 @@ impl Blocks {
             let array = |needed| Stored::zeros(if needed { size } else { 0 }, precision);
             let needed = [true, !tied, sums, sums && !tied];
             let [encoder, decoder, encoder_sums, decoder_sums] = needed.map(array);
-            Block { place, arrays: RwLock::new(Arrays { encoder, decoder, encoder_sums, decoder_sums }) }
+            Block { place, arrays: Shared::new(Arrays { encoder, decoder, encoder_sums, decoder_sums }) }
         };
         let places = (0..s.rows).flat_map(|row| {
             let columns = parts(s.cols, cols);
@@ -227,7 +230,7 @@ impl Blocks {
                 }
                 for block in blocks.iter_mut().filter(|block| block.place.cols.contains(&col)) {
                     let ((_, padded), Place { cols, maps: held, .. }) = (block.maps(), block.place.clone());
-                    let arrays = block.arrays.get_mut().expect("nobody holds it");
+                    let mut arrays = block.write();
                     for (tap, weights) in filters.chunks_exact(maps).enumerate() {
                         let first = ((col - cols.start) * taps + tap) * padded;
                         for map in held.clone() {
@@ -299,6 +302,38 @@ impl Blocks {
         self.blocks.iter().any(|block| !block.read().encoder_sums.is_empty())
     }
 
+    /// Takes the weights, not what the optimiser remembers, of blocks of the same shape: each as it is at some moment.
+    pub fn copy_from(&self, others: &Blocks, rows: Rows) {
+        rows.each_number(self.blocks.len(), |number| {
+            let (mut to, from) = (self.blocks[number].write(), others.blocks[number].read());
+            to.encoder.copy_from(&from.encoder);
+            to.decoder.copy_from(&from.decoder);
+        });
+    }
+
+    /// Draws the encoder's filter of a unit, numbered in the order `[row, column, map]`, anew, as [`draw`](Self::draw) does, and
+    /// its decoder's with it; what the optimiser remembers of both becomes 0.
+    pub fn redraw(&self, unit: usize, rng: &mut impl Rng) {
+        let number =
+            (0..self.blocks.len()).rev().find(|&n| self.first_unit(n) <= unit).expect("a unit of this stage");
+        let (block, taps) = (&self.blocks[number], self.shape.taps());
+        let (maps, padded) = block.maps();
+        let (col, map) = ((unit - self.first_unit(number)) / maps, (unit - self.first_unit(number)) % maps);
+        let draw: Vec<f32> = StandardNormal.sample_iter(rng).take(taps).collect();
+        let (scale, norm) = ((taps as f32).powf(-0.5), draw.iter().map(|x| x * x).sum::<f32>().sqrt());
+        let arrays = &mut *block.write();
+        for (tap, value) in draw.into_iter().enumerate() {
+            let at = (col * taps + tap) * padded + map;
+            arrays.encoder.set(at, scale * value);
+            let others = [&mut arrays.decoder, &mut arrays.encoder_sums, &mut arrays.decoder_sums];
+            for (array, value) in others.into_iter().zip([value / norm, 0.0, 0.0]) {
+                if !array.is_empty() {
+                    array.set(at, value);
+                }
+            }
+        }
+    }
+
     /// A copy of the weights in the layout of files: `[row, column, map, channel, dy, dx]`.
     pub fn weights(&self, which: Weights) -> Array<f32, Ix6> {
         let s = &self.shape;
@@ -307,6 +342,20 @@ impl Blocks {
         let mut out = Vec::with_capacity(self.count());
         (0..s.filtered.rows).for_each(|row| self.for_each_weight(which, row, |weight| out.push(weight)));
         Array::from_shape_vec(side, out).expect("all positions were visited")
+    }
+
+    /// The filter of one simple unit, `[channel, dy, dx]`.
+    pub fn filter(&self, which: Weights, unit: Unit) -> Array3<f32> {
+        let holds =
+            |block: &&Block| block.place.cols.contains(&unit.col) && block.place.maps.contains(&unit.map);
+        let block = self.of_row(unit.row).iter().find(holds).expect("a unit of this stage");
+        let (channels, side, (_, padded)) = (self.shape.input.channels, self.shape.field, block.maps());
+        let first = (unit.col - block.place.cols.start) * self.shape.taps();
+        let arrays = block.read();
+        Array3::from_shape_fn((channels, side, side), |(channel, dy, dx)| {
+            let tap = (dy * side + dx) * channels + channel;
+            arrays.get(which).get((first + tap) * padded + unit.map - block.place.maps.start)
+        })
     }
 
     /// Calls `visit` with every weight of a row of positions, in the order of [`Blocks::weights`].

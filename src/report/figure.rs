@@ -1,80 +1,8 @@
-//! Pictures of numbers: tiles, grids of tiles, curves.
+//! Numbers for the eye, and curves.
 
-use std::path::Path;
-
-use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage};
-use ndarray::ArrayView3;
 use plotters::prelude::*;
 
 use crate::bench;
-use crate::error::{Error, Result};
-
-/// Pixels between tiles of a grid.
-const GAP: u32 = 2;
-const BACKGROUND: Rgb<u8> = Rgb([24; 3]);
-
-/// Signed values `[channel, row, column]` as a picture: 0 is mid-grey, the largest magnitude black or white. One channel
-/// is grey, three are RGB; of any other number, as stages above the first have, the mean is shown.
-pub fn signed_tile(values: ArrayView3<f32>) -> RgbImage {
-    let largest = values.iter().fold(0f32, |max, x| max.max(x.abs())).max(f32::MIN_POSITIVE);
-    let (channels, rows, cols) = values.dim();
-    let level = |x: f32| (127.5 + 127.5 * (x / largest).clamp(-1.0, 1.0)).round() as u8;
-    RgbImage::from_fn(cols as u32, rows as u32, |x, y| {
-        let at = |c: usize| values[(c, y as usize, x as usize)];
-        match channels {
-            3 => Rgb([level(at(0)), level(at(1)), level(at(2))]),
-            _ => Rgb([level((0..channels).map(at).sum::<f32>() / channels as f32); 3]),
-        }
-    })
-}
-
-/// 8-bit pixels `[channel, row, column]` of one or three channels as a picture.
-pub fn pixel_tile(pixels: &[u8], channels: usize, rows: usize, cols: usize) -> RgbImage {
-    RgbImage::from_fn(cols as u32, rows as u32, |x, y| {
-        let at = |c: usize| pixels[(c * rows + y as usize) * cols + x as usize];
-        if channels == 3 { Rgb([at(0), at(1), at(2)]) } else { Rgb([at(0); 3]) }
-    })
-}
-
-/// Tiles of one size in rows of `columns`, each pixel enlarged to `zoom` pixels.
-pub fn grid(tiles: &[RgbImage], columns: usize, zoom: u32) -> RgbImage {
-    let (width, height) = tiles.first().map_or((1, 1), |tile| tile.dimensions());
-    let columns = columns.clamp(1, tiles.len().max(1)) as u32;
-    let rows = (tiles.len() as u32).div_ceil(columns).max(1);
-    let (step_x, step_y) = (width * zoom + GAP, height * zoom + GAP);
-    let mut out = RgbImage::from_pixel(columns * step_x + GAP, rows * step_y + GAP, BACKGROUND);
-    for (index, tile) in (0..).zip(tiles) {
-        let (left, top) = (GAP + index % columns * step_x, GAP + index / columns * step_y);
-        for y in 0..height * zoom {
-            for x in 0..width * zoom {
-                out.put_pixel(left + x, top + y, *tile.get_pixel(x / zoom, y / zoom));
-            }
-        }
-    }
-    out
-}
-
-/// Writes a PNG.
-///
-/// # Errors
-/// The file cannot be written.
-pub fn save_png(image: &RgbImage, path: &Path) -> Result<()> {
-    std::fs::write(path, png(image)).map_err(Error::io(path, "write"))
-}
-
-/// A picture as PNG, grey where it has no colour.
-pub fn png(image: &RgbImage) -> Vec<u8> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    let written = if image.pixels().all(|Rgb([r, g, b])| r == g && g == b) {
-        let (width, height) = image.dimensions();
-        GrayImage::from_fn(width, height, |x, y| Luma([image.get_pixel(x, y).0[0]]))
-            .write_to(&mut bytes, ImageFormat::Png)
-    } else {
-        image.write_to(&mut bytes, ImageFormat::Png)
-    };
-    written.expect("memory takes any picture");
-    bytes.into_inner()
-}
 
 /// `1216858464` as `1,216,858,464`.
 pub fn grouped(number: u64) -> String {
@@ -241,33 +169,6 @@ pub fn roofline(report: &bench::Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ndarray::arr3;
-
-    #[test]
-    fn zero_is_mid_grey_and_the_extremes_black_and_white() {
-        let tile = signed_tile(arr3(&[[[0.0, 2.0, -2.0]]]).view());
-        assert_eq!([0, 1, 2].map(|x| tile.get_pixel(x, 0).0[0]), [128, 255, 0]);
-    }
-
-    #[test]
-    fn a_grid_places_tiles_row_by_row() {
-        let tile = |v| RgbImage::from_pixel(2, 1, Rgb([v; 3]));
-        let grid = grid(&[tile(10), tile(20), tile(30)], 2, 3);
-        assert_eq!(grid.dimensions(), (2 * (6 + GAP) + GAP, 2 * (3 + GAP) + GAP));
-        assert_eq!(grid.get_pixel(GAP, GAP).0[0], 10);
-        assert_eq!(grid.get_pixel(GAP + 6 + GAP, GAP + 2).0[0], 20);
-        assert_eq!(grid.get_pixel(GAP + 5, GAP + 3 + GAP).0[0], 30);
-    }
-
-    #[test]
-    fn a_png_keeps_its_pixels_and_has_colour_only_where_there_is_some() {
-        for (colour, channels) in [([7, 7, 7], 1), ([7, 7, 8], 3)] {
-            let image = RgbImage::from_fn(3, 2, |x, _| Rgb(if x == 0 { [0; 3] } else { colour }));
-            let read = image::load_from_memory(&png(&image)).unwrap();
-            assert_eq!(read.color().channel_count(), channels);
-            assert_eq!(read.to_rgb8(), image);
-        }
-    }
 
     #[test]
     fn numbers_are_short_but_no_digit_before_the_point_is_lost() {

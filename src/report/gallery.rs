@@ -6,10 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
-use ndarray::{Array3, s};
+use ndarray::Array3;
 use serde::{Deserialize, Serialize};
 
-use super::figure::{grid, pixel_tile, save_png, signed_tile};
 use crate::analysis::stimulus::{Ascent, Start, Stimulus, best_stimuli};
 use crate::analysis::top::{Answer, top_frames};
 use crate::dataset::Dataset;
@@ -18,10 +17,7 @@ use crate::geometry::Kind;
 use crate::network::checkpoint::Checkpoint;
 use crate::network::preprocess::{Inputs, Whitening};
 use crate::network::{Network, Unit, Weights};
-
-/// Filters shown side by side for one position, at most, and in all.
-pub(super) const FILTERS_ACROSS: usize = 16;
-pub(super) const FILTERS_SHOWN: usize = 512;
+use crate::picture::{filters, grid, pixel_tile, save_png, signed_tile, spread};
 
 /// What to visualise, and how.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -270,33 +266,6 @@ impl Progress {
     fn add(&self, count: usize) {
         (self.on_add)(count);
     }
-}
-
-/// First-stage filters: for positions spread over the picture, from its middle to its border, the maps side by side.
-fn filters(network: &Network, which: Weights) -> RgbImage {
-    let weights = network.stages[0].weights(which);
-    let (rows, cols, maps, ..) = weights.dim();
-    let across = maps.min(FILTERS_ACROSS);
-    let positions: Vec<(usize, usize)> = (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c))).collect();
-    let wanted = (FILTERS_SHOWN / across).max(1).min(positions.len());
-    let mut chosen = spread(positions, wanted);
-    let to_border = |&(row, col): &(usize, usize)| row.min(rows - 1 - row).min(col).min(cols - 1 - col);
-    chosen.sort_by_key(|position| std::cmp::Reverse(to_border(position)));
-    let tile = |&(row, col): &(usize, usize)| {
-        let filter = |map| weights.slice(s![row, col, map, .., .., ..]).to_owned();
-        (0..across).map(filter).map(|filter: Array3<f32>| signed_tile(filter.view())).collect::<Vec<_>>()
-    };
-    let tiles: Vec<RgbImage> = chosen.iter().flat_map(tile).collect();
-    let zoom = (40 / network.stages[0].shape.field as u32).max(1);
-    grid(&tiles, across * (32 / across).max(1), zoom)
-}
-
-/// `count` items evenly spread over all; 0 for all.
-fn spread<T: Copy>(items: Vec<T>, count: usize) -> Vec<T> {
-    if count == 0 || count >= items.len() {
-        return items;
-    }
-    (0..count).map(|index| items[index * items.len() / count]).collect()
 }
 
 /// For each norm the unit's highest value over its top frames scaled to that norm.

@@ -77,7 +77,7 @@ pub fn write_report(run: &Path, out: &Path) -> Result<(u64, usize)> {
     };
     let state: State = checkpoint::read_state(&folder)?;
     let config = RunConfig::load(&run.join("config.toml"), &[])?;
-    let log = read_log(&run.join("log.jsonl"))?;
+    let log = read_log(run)?;
     let pictures = run.join("visualize");
     let gallery = if pictures.exists() { Some(view(&pictures, &config)?) } else { None };
     let units = gallery.as_ref().map_or(0, GalleryView::len);

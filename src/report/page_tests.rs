@@ -6,7 +6,7 @@ use super::*;
 use crate::analysis::stimulus::Start;
 use crate::geometry::Kind;
 use crate::network::Unit;
-use crate::report::figure::save_png;
+use crate::picture::save_png;
 use crate::report::gallery::{Choice, Gallery, Norm, StimulusPage, TopFrame, UnitPage};
 use crate::training::FramesUsed;
 
@@ -18,20 +18,29 @@ fn run() -> tempfile::TempDir {
     let config = RunConfig::load(Path::new("configs/tiny.toml"), &[]).unwrap();
     fs::write(run.path().join("config.toml"), config.to_toml()).unwrap();
     let frames = FramesUsed { path: PathBuf::from(HOSTILE), count: 9, fingerprint: "0".into() };
-    let (phase, phase_step, step, images, seconds, log_bytes, seed) = (0, 20, 20, 1234, 3725.0, 0, 7);
-    let state = State { phase, phase_step, step, images, seconds, log_bytes, seed, frames };
+    let (phase_step, step, images, seconds) = (20, 20, 1234, 3725.0);
+    let state = State { phase_step, step, images, seconds, ..State::new(7, frames) };
     let folder = run.path().join("checkpoints/step-0000000020");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("state.json"), serde_json::to_string(&state).unwrap()).unwrap();
     let line = |step: u64| {
         let (stage, reconstruction, sparsity) = (1, 8.0 / step as f64, 2.0);
         let (loss, unexplained, balance) = (reconstruction + sparsity, 0.25, 0.5);
-        let stages = vec![StageLine { stage, reconstruction, sparsity, loss, unexplained, balance }];
-        let (images_per_second, stall_seconds) = (5.0, 0.0);
-        LogLine { step, images: step, seconds: 1.0, rate: 0.1, images_per_second, stall_seconds, stages }
+        let line =
+            StageLine { stage, reconstruction, sparsity, loss, unexplained, balance, ..StageLine::default() };
+        let (seconds, images_per_second) = (1.0, 5.0);
+        LogLine {
+            step,
+            images: step,
+            seconds,
+            rate: 0.1,
+            images_per_second,
+            stages: vec![line],
+            ..LogLine::default()
+        }
     };
     let log: Vec<String> = [10, 20].map(|step| serde_json::to_string(&line(step)).unwrap()).into();
-    fs::write(run.path().join("log.jsonl"), log.join("\n")).unwrap();
+    fs::write(run.path().join("log.jsonl"), log.join("\n") + "\n").unwrap();
     run
 }
 

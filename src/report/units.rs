@@ -7,11 +7,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::figure::{grouped, label, significant};
-use super::gallery::{FILTERS_ACROSS, FILTERS_SHOWN, Gallery, Norm, StimulusPage, UnitPage};
+use super::gallery::{Gallery, Norm, StimulusPage, UnitPage};
 use crate::analysis::stimulus::Start;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::geometry::Kind;
+use crate::picture::{FILTERS_ACROSS, FILTERS_SHOWN};
 
 /// Everything the page shows of `RUN/visualize`.
 pub struct GalleryView {

@@ -45,6 +45,11 @@ impl Step {
         }
     }
 
+    /// The instruction set that it uses.
+    pub fn cpu(&self) -> Cpu {
+        self.cpu
+    }
+
     /// The same for the gradient of `minibatches` minibatches at once: so much more of the encoder decays.
     #[must_use]
     pub fn of(self, minibatches: u64) -> Step {

@@ -1,0 +1,471 @@
+//! A run in progress: stretches of training between validations and checkpoints.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use rayon::ThreadPool;
+
+use super::board::Board;
+use super::feeder::Feeder;
+use super::health::Health;
+use super::monitor::{Done, LogLine, Monitor, Position};
+use super::optimiser::{Step, schedule};
+use super::replica::{Job, Norms, Replica, Store, learn_together};
+use super::state::{Best, FramesUsed, State};
+use super::validate::{StageValidation, Validation, revive, validate};
+use super::{Happened, Options};
+use crate::config::{DeadUnits, Mode, OnFullDisk, RunConfig, Training};
+use crate::dataset::Split;
+use crate::error::{Error, Result};
+use crate::kernels::Rows;
+use crate::network::objective::Loss;
+use crate::network::preprocess::{Inputs, Whitening};
+use crate::network::{Network, StageCost, checkpoint, learn_flops, training_bytes};
+
+/// A run in progress.
+pub(super) struct Run<'a, W> {
+    pub config: &'a RunConfig,
+    pub out: &'a Path,
+    pub store: Store,
+    pub whitening: &'a Whitening,
+    pub inputs: &'a Inputs<'a>,
+    pub split: &'a Split,
+    pub replicas: Vec<Replica>,
+    pub pools: Pools,
+    pub monitor: Mutex<Monitor>,
+    pub board: Mutex<Board>,
+    /// Pictures that the feeder passed over.
+    pub skipped: &'a AtomicUsize,
+    pub options: &'a Options<'a>,
+    pub watch: &'a W,
+    /// When the last checkpoint was written.
+    pub saved: Instant,
+    pub costs: Vec<StageCost>,
+    /// Floating-point operations a second that all threads could do.
+    pub peak: f64,
+}
+
+/// Threads.
+pub(super) struct Pools {
+    /// All of them together.
+    pub all: ThreadPool,
+    /// Those of each replica, where it has several.
+    pub each: Vec<ThreadPool>,
+}
+
+impl Pools {
+    pub fn new(threads: usize, replicas: usize, mode: Mode) -> Result<Pools> {
+        let pool = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.map_err(|e| Error::Mismatch(format!("cannot start threads: {e}")))
+        };
+        let each = threads / replicas;
+        let of_their_own = if each > 1 && !together(mode, replicas) { replicas } else { 0 };
+        let each = (0..of_their_own).map(|_| pool(each)).collect::<Result<_>>()?;
+        Ok(Pools { all: pool(threads.max(1))?, each })
+    }
+}
+
+/// True if replicas change the weights together.
+pub(super) fn together(mode: Mode, replicas: usize) -> bool {
+    mode == Mode::Sync && replicas > 1
+}
+
+/// Where a stretch of training lies.
+struct Stretch {
+    stages: Range<usize>,
+    /// Steps of the phase.
+    steps: u64,
+    /// Step of the run at which the phase began.
+    phase_start: u64,
+    /// Step of the run at which the stretch ends.
+    end: u64,
+    begun: Instant,
+    /// Seconds of training before.
+    seconds: f64,
+    rate_factor: f64,
+}
+
+impl Stretch {
+    fn factor(&self, training: &Training, number: u64) -> f64 {
+        self.rate_factor * schedule(training, number - self.phase_start, self.steps)
+    }
+}
+
+impl<W: Fn(Happened) + Sync> Run<'_, W> {
+    /// Trains what is left of the phases, or until it is interrupted.
+    pub fn train(&mut self, state: &mut State, feeder: &Feeder) -> Result<()> {
+        let phases = self.config.phases();
+        while let Some((stages, steps)) = phases.get(state.phase) {
+            if state.best.as_ref().is_some_and(|best| best.phase != state.phase) {
+                state.best = None;
+            }
+            let training = &self.config.training;
+            let phase_end = state.step + steps - state.phase_step;
+            let next = |every: u64| (state.step / every.max(1) + 1) * every.max(1);
+            let every =
+                [training.validate_every, training.checkpoint_steps].into_iter().filter(|&every| every > 0);
+            let end = every.map(next).fold(phase_end, u64::min);
+            let stretch = Stretch {
+                stages: stages.clone(),
+                steps: *steps,
+                phase_start: state.step - state.phase_step,
+                end,
+                begun: Instant::now(),
+                seconds: state.seconds,
+                rate_factor: state.rate_factor,
+            };
+            self.train_stretch(&stretch, state, feeder)?;
+            let at_end = state.phase_step == *steps;
+            let due = |every: u64| every > 0 && state.step.is_multiple_of(every);
+            let late = self.saved.elapsed().as_secs_f64() >= 60.0 * training.checkpoint_minutes;
+            let interrupted = self.options.interrupted.load(Ordering::Relaxed) != 0;
+            let save = at_end || late || interrupted || due(training.checkpoint_steps);
+            // Of frames only at steps that do not depend on the clock: what is done about dead units repeats.
+            let by_step = at_end || due(training.validate_every) || due(training.checkpoint_steps);
+            let validation =
+                if by_step || save { Some(self.validate(state, stages, (by_step, save))?) } else { None };
+            if at_end {
+                state.phase += 1;
+                state.phase_step = 0;
+            }
+            if save {
+                self.save(state, validation.as_ref())?;
+            }
+            if interrupted {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Trains to the end of the stretch, until a checkpoint is due by the clock, or until interrupted.
+    fn train_stretch(&mut self, stretch: &Stretch, state: &mut State, feeder: &Feeder) -> Result<()> {
+        let training = &self.config.training;
+        let left = 60.0 * training.checkpoint_minutes - self.saved.elapsed().as_secs_f64();
+        let until = stretch.begun + Duration::from_secs_f64(left.clamp(0.0, 1e9));
+        let mut replicas = std::mem::take(&mut self.replicas);
+        self.lock_monitor().start();
+        let health = Mutex::new(Health::default());
+        let norms = Norms::new(self.config.stages.len());
+        let shift = Shared { run: self, stretch, feeder, until, health: &health, norms: &norms };
+        let outcome = match together(training.mode, replicas.len()) {
+            true => self.pools.all.install(|| shift.in_rounds(&mut replicas)),
+            false => shift.each_for_itself(&mut replicas),
+        };
+        self.replicas = replicas;
+        outcome?;
+        state.step = feeder.next();
+        state.phase_step = state.step - stretch.phase_start;
+        state.images = state.step * training.batch as u64;
+        state.seconds = stretch.seconds + stretch.begun.elapsed().as_secs_f64();
+        let line = self.lock_monitor().flush(|done| self.position(stretch, done))?;
+        self.logged(state.step, line)?;
+        (state.log_bytes, state.validation_bytes) = self.lock_monitor().bytes()?;
+        Ok(())
+    }
+
+    fn position(&self, stretch: &Stretch, done: u64) -> Position {
+        let training = &self.config.training;
+        Position {
+            seconds: stretch.seconds + stretch.begun.elapsed().as_secs_f64(),
+            rate: training.rate * stretch.factor(training, done.max(stretch.phase_start + 1) - 1),
+            first_stage: stretch.stages.start,
+            filters: self.costs[stretch.stages.clone()]
+                .iter()
+                .map(|cost| cost.shape.filtered.len())
+                .collect(),
+            flops: learn_flops(&self.costs, stretch.stages.clone()),
+            peak: self.peak,
+        }
+    }
+
+    pub fn lock_monitor(&self) -> MutexGuard<'_, Monitor> {
+        self.monitor.lock().expect("no replica panics")
+    }
+
+    /// Tells of a step, and of a line of the log if there is one.
+    fn logged(&self, step: u64, line: Option<LogLine>) -> Result<()> {
+        (self.watch)(Happened::Step(step));
+        if let Some(line) = line {
+            self.board.lock().expect("no replica panics").log(&line)?;
+            (self.watch)(Happened::Line(&line));
+        }
+        Ok(())
+    }
+
+    /// Writes down what is no news to who watches.
+    pub fn note_quietly(&self, step: u64, note: &str) -> Result<()> {
+        self.lock_monitor().note(step, note)
+    }
+
+    /// Goes back to the last checkpoint, or to the beginning.
+    pub fn roll_back(&mut self, used: &FramesUsed) -> Result<State> {
+        let (network, state) = match checkpoint::latest(self.out) {
+            Some(folder) => {
+                (checkpoint::Checkpoint::load(&folder, true)?.network, checkpoint::read_state(&folder)?)
+            }
+            None => {
+                (Network::new(self.config, self.options.seed)?, State::new(self.options.seed, used.clone()))
+            }
+        };
+        self.store.network = network;
+        let bytes = (state.log_bytes, state.validation_bytes);
+        let (batch, every) = (self.config.training.batch as u64, self.config.training.log_every);
+        let monitor = Monitor::open(self.out, bytes, (state.step, batch), every)?;
+        *self.lock_monitor() = monitor;
+        *self.board.lock().expect("no replica panics") = Board::create(self.out, self.config, state.step)?;
+        for replica in &mut self.replicas {
+            replica.forget();
+        }
+        Ok(state)
+    }
+
+    /// Writes down that something happened.
+    pub fn note(&self, step: u64, note: &str) -> Result<()> {
+        self.lock_monitor().note(step, note)?;
+        (self.watch)(Happened::Note(note));
+        Ok(())
+    }
+
+    /// Measures on frames that are held out; `by_step` if this does not depend on the clock, so that something may be done
+    /// about dead units; shows the filters if `pictures`.
+    fn validate(
+        &mut self,
+        state: &mut State,
+        stages: &Range<usize>,
+        (by_step, pictures): (bool, bool),
+    ) -> Result<Validation> {
+        let held_out = !self.split.held_out.is_empty();
+        let frames: Vec<usize> = match held_out {
+            true => self.split.held_out.iter().map(|&n| n as usize).collect(),
+            // No frames are held out of few: these tell of units at least.
+            false => self.split.training.iter().take(500).map(|&n| n as usize).collect(),
+        };
+        let Run { store, replicas, inputs, pools, .. } = self;
+        let found = pools.all.install(|| validate(&store.network, replicas, inputs, &frames, stages));
+        let reviving = self.config.training.dead_units == DeadUnits::Revive && by_step && state.step > 0;
+        let mut of_stages: Vec<StageValidation> = Vec::new();
+        for (mut stage, dead) in found {
+            if reviving && !dead.is_empty() {
+                revive(&self.store.network.stages[stage.stage - 1], &dead, state.seed, state.step);
+                stage.revived = dead.len();
+                let (count, all) = (dead.len(), self.costs[stage.stage - 1].shape.filtered.len());
+                let (number, what) = (stage.stage, "responded to no frame and were drawn anew");
+                self.note(state.step, &format!("stage {number}: {count} of {all} filters {what}"))?;
+            }
+            of_stages.push(stage);
+        }
+        let (step, images, seconds) = (state.step, state.images, state.seconds);
+        let validation =
+            Validation { step, images, seconds, frames: frames.len(), held_out, stages: of_stages };
+        self.lock_monitor().validated(&validation)?;
+        let board = &mut *self.board.lock().expect("no replica panics");
+        board.validation(&validation, &self.store.network, pictures)?;
+        (self.watch)(Happened::Validation(&validation));
+        (state.log_bytes, state.validation_bytes) = self.lock_monitor().bytes()?;
+        Ok(validation)
+    }
+
+    /// Writes a checkpoint and removes those that are not to be kept.
+    fn save(&mut self, state: &mut State, validation: Option<&Validation>) -> Result<()> {
+        self.saved = Instant::now();
+        let checkpoints = self.out.join("checkpoints");
+        let name = |step: u64| checkpoints.join(format!("step-{step:010}"));
+        let folder = name(state.step);
+        if folder.exists() {
+            return Ok(()); // interrupted before a single step since the last one
+        }
+        // The last update may have been the one too large: no loss has seen it yet.
+        if let Some(bad) = self.store.network.stages.iter().position(|stage| !stage.is_finite()) {
+            let what = "is no number any more: its weights are none".into();
+            return Err(Error::Diverged { stage: bad + 1, what, step: state.step });
+        }
+        let before = state.best.clone();
+        let phase = state.phase - usize::from(state.phase_step == 0 && state.phase > 0);
+        if let Some(loss) = validation.filter(|v| v.held_out).map(Validation::loss) {
+            let better = |best: &Best| best.phase != phase || loss < best.loss;
+            if state.best.as_ref().is_none_or(better) {
+                state.best = Some(Best { phase, step: state.step, loss });
+            }
+        }
+        let (network, whitening) = (&self.store.network, self.whitening);
+        match checkpoint::save(&folder, self.config, network, whitening, &state.frames.fingerprint, state) {
+            Err(error) if is_full(&error) && self.config.training.on_full_disk == OnFullDisk::GoOn => {
+                state.best = before;
+                return self.note(
+                    state.step,
+                    &format!("no checkpoint was written, the one before is good: {error}"),
+                );
+            }
+            outcome => outcome?,
+        }
+        // Several where they are small; of large ones the disk may not hold more than the one.
+        let bytes = training_bytes(self.config, 1);
+        let large = bytes.weights + bytes.optimiser > 5_000_000_000;
+        let keep = if large { 1 } else { self.config.training.keep_last };
+        let best = state.best.as_ref().filter(|_| self.config.training.keep_best).map(|best| name(best.step));
+        let mut old = checkpoint::all(self.out);
+        old.truncate(old.len().saturating_sub(keep));
+        old.iter().filter(|path| Some(*path) != best.as_ref()).try_for_each(|path| checkpoint::remove(path))
+    }
+}
+
+fn is_full(error: &Error) -> bool {
+    match error {
+        Error::NoRoom { .. } => true,
+        Error::Io { source, .. } => {
+            matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        }
+        _ => false,
+    }
+}
+
+/// What the replicas of a stretch share.
+struct Shared<'a, 'r, W> {
+    run: &'a Run<'r, W>,
+    stretch: &'a Stretch,
+    feeder: &'a Feeder,
+    until: Instant,
+    health: &'a Mutex<Health>,
+    norms: &'a Norms,
+}
+
+impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
+    fn is_over(&self) -> bool {
+        self.run.options.interrupted.load(Ordering::Relaxed) != 0 || Instant::now() > self.until
+    }
+
+    fn job(&self) -> Job<'_> {
+        Job { training: &self.run.config.training, stages: self.stretch.stages.clone() }
+    }
+
+    fn step(&self, number: u64) -> Step {
+        let training = &self.run.config.training;
+        Step::new(self.run.store.network.cpu, training, self.stretch.factor(training, number), number)
+    }
+
+    /// Takes the losses of `steps` steps up to `number`.
+    fn record(&self, number: u64, steps: u64, losses: &[Loss], stall: Duration, norms: bool) -> Result<()> {
+        let (stages, jump) = (&self.stretch.stages, self.run.config.training.loss_jump);
+        self.health.lock().expect("no replica panics").check(losses, stages.start, number, jump)?;
+        let skipped = self.run.skipped.swap(0, Ordering::Relaxed) as u64;
+        let done = Done { steps, losses, stall, skipped };
+        let mut monitor = self.run.lock_monitor();
+        if norms {
+            monitor.add_norms(stages.clone().map(|stage| self.norms.take(stage)).collect());
+        }
+        let line = monitor.add(&done, |done| self.run.position(self.stretch, done))?;
+        let done = monitor.done();
+        drop(monitor);
+        self.run.logged(done, line)
+    }
+
+    /// No replica waits for another.
+    fn each_for_itself(&self, replicas: &mut [Replica]) -> Result<()> {
+        let (failed, stop) = (Mutex::new(None), AtomicBool::new(false));
+        let work = |replica: &mut Replica| -> Result<()> {
+            let job = self.job();
+            let mut last = None;
+            let outcome = loop {
+                if self.is_over() || stop.load(Ordering::Relaxed) {
+                    break Ok(());
+                }
+                // Whoever is faster takes more.
+                let waiting = Instant::now();
+                let number = match self.feeder.take(self.stretch.end, &mut replica.work.input) {
+                    Ok(Some(number)) => number,
+                    Ok(None) => break Ok(()),
+                    Err(error) => break Err(error),
+                };
+                let stall = waiting.elapsed();
+                let wants_norms = self.run.lock_monitor().claim_norms();
+                let norms = wants_norms.then_some(self.norms);
+                let pushed = |age| self.run.lock_monitor().add_staleness(age);
+                let losses = replica.learn(&self.run.store, &job, self.step(number), norms, pushed);
+                last = Some(number);
+                if let Err(error) = self.record(number, 1, losses, stall, wants_norms) {
+                    break Err(error);
+                }
+            };
+            if let (Some(last), Ok(())) = (last, &outcome) {
+                let pushed = |age| self.run.lock_monitor().add_staleness(age);
+                replica.finish(&self.run.store, &job, self.step(last), pushed);
+            }
+            outcome
+        };
+        std::thread::scope(|scope| {
+            for (number, replica) in replicas.iter_mut().enumerate() {
+                let (work, failed, stop) = (&work, &failed, &stop);
+                scope.spawn(move || {
+                    let pool = self.run.pools.each.get(number);
+                    let outcome = match pool {
+                        Some(pool) => pool.install(|| work(replica)),
+                        None => work(replica),
+                    };
+                    if let Err(error) = outcome {
+                        stop.store(true, Ordering::Relaxed);
+                        failed.lock().expect("no replica panics").get_or_insert(error);
+                    }
+                });
+            }
+        });
+        failed.into_inner().expect("no replica panics").map_or(Ok(()), Err)
+    }
+
+    /// All replicas change the weights together, a minibatch each.
+    fn in_rounds(&self, replicas: &mut [Replica]) -> Result<()> {
+        let job = self.job();
+        while !self.is_over() {
+            let waiting = Instant::now();
+            let (mut first, mut count) = (None, 0);
+            for replica in replicas.iter_mut() {
+                let Some(number) = self.feeder.take(self.stretch.end, &mut replica.work.input)? else {
+                    break;
+                };
+                first = first.or(Some(number));
+                count += 1;
+            }
+            let Some(first) = first else { break };
+            // Each replica waited as long as all did.
+            let stall = waiting.elapsed() * replicas.len() as u32;
+            let wants_norms = self.run.lock_monitor().claim_norms();
+            let norms = wants_norms.then_some(self.norms);
+            let taking_part = &mut replicas[..count];
+            learn_together(taking_part, &self.run.store, &job, self.step(first), norms);
+            let mut mean = vec![Loss::default(); self.stretch.stages.len()];
+            for replica in taking_part.iter() {
+                mean.iter_mut().zip(replica.work.losses()).for_each(|(mean, loss)| *mean += *loss);
+            }
+            let share = 1.0 / count as f64;
+            for loss in &mut mean {
+                let [reconstruction, sparsity, signal] =
+                    [loss.reconstruction, loss.sparsity, loss.signal].map(|part| share * part);
+                *loss = Loss { reconstruction, sparsity, signal };
+            }
+            self.record(first + count as u64 - 1, count as u64, &mean, stall, wants_norms)?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes checkpoints and other things that were not complete when a run was killed.
+pub(super) fn clear_unfinished(out: &Path) -> Result<()> {
+    let entries = fs::read_dir(out.join("checkpoints")).into_iter().flatten().flatten();
+    let unfinished = |path: &std::path::PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with("step-") && name.ends_with(".partial"))
+    };
+    let paths = entries.map(|entry| entry.path()).filter(unfinished);
+    paths.map(|path| fs::remove_dir_all(&path).map_err(Error::io(&path, "remove"))).collect()
+}
+
+/// How replicas of this config share out the rows of their maps.
+pub(super) fn rows(config: &RunConfig, threads: usize, replicas: usize) -> Rows {
+    let shared = if together(config.training.mode, replicas) { threads > 1 } else { threads / replicas > 1 };
+    if shared { Rows::Shared } else { Rows::InTurn }
+}

@@ -1,0 +1,160 @@
+//! Where a run stands, and whether it can go on from there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::RunConfig;
+use crate::dataset::is_cache_file;
+use crate::error::{Error, Result};
+use crate::network::checkpoint::{self, Checkpoint};
+
+/// Where a run stands; saved with each checkpoint. All randomness follows from it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Phase of the schedule, from 0.
+    pub phase: usize,
+    /// Steps done in this phase.
+    pub phase_step: u64,
+    /// Steps done in the whole run: the number of the next minibatch.
+    pub step: u64,
+    /// Frames learned from.
+    pub images: u64,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// Bytes of the log.
+    pub log_bytes: u64,
+    /// Bytes of the validations.
+    #[serde(default)]
+    pub validation_bytes: u64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// What the learning rate is multiplied by: halved each time the run was rolled back.
+    #[serde(default = "one")]
+    pub rate_factor: f64,
+    /// The checkpoint of this phase with the lowest validation loss.
+    #[serde(default)]
+    pub best: Option<Best>,
+    /// The frames that it learns from.
+    pub frames: FramesUsed,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// A checkpoint and its validation loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Phase of the schedule, from 0.
+    pub phase: usize,
+    /// Step of the run.
+    pub step: u64,
+    /// Validation loss of the stages that were learning.
+    pub loss: f64,
+}
+
+/// The frames that a run learns from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FramesUsed {
+    /// Where they are, as an absolute path.
+    pub path: PathBuf,
+    /// How many.
+    pub count: usize,
+    /// See [`Dataset::fingerprint`](crate::dataset::Dataset::fingerprint).
+    pub fingerprint: String,
+}
+
+impl State {
+    /// At the beginning of a run.
+    pub fn new(seed: u64, frames: FramesUsed) -> State {
+        State {
+            phase: 0,
+            phase_step: 0,
+            step: 0,
+            images: 0,
+            seconds: 0.0,
+            log_bytes: 0,
+            validation_bytes: 0,
+            seed,
+            rate_factor: 1.0,
+            best: None,
+            frames,
+        }
+    }
+}
+
+/// Refuses a folder that a run cannot be written to: one that holds something, unless a run in it is to be continued.
+///
+/// # Errors
+/// As said.
+pub fn check_folder(out: &Path, resume: bool) -> Result<()> {
+    let is_run = checkpoint::latest(out).is_some() || out.join("config.toml").is_file();
+    let problem = match (is_occupied(out), resume) {
+        (true, false) => "holds something already; continue a run with --resume, or choose another folder",
+        (true, true) if !is_run => "holds something, but no run to continue; choose another folder",
+        _ => return Ok(()),
+    };
+    Err(Error::bad_file(out, problem))
+}
+
+/// True if the folder holds anything but decoded frames: those alone are what an interruption before the first step leaves.
+fn is_occupied(out: &Path) -> bool {
+    let other = |entry: fs::DirEntry| !entry.file_name().to_str().is_some_and(is_cache_file);
+    fs::read_dir(out).is_ok_and(|entries| entries.flatten().any(other))
+}
+
+/// Settings that a run can go on with although it was begun with others.
+fn may_change(difference: &str) -> bool {
+    let key = difference.split(':').next().unwrap_or_default();
+    let fixed = ["objective", "schedule", "optimiser", "precision", "batch", "held_out"];
+    match key.rsplit_once('.') {
+        Some(("training", name)) => !fixed.contains(&name),
+        Some((section, name)) => section.starts_with("stages.") && name == "sparsity_weight",
+        None => false,
+    }
+}
+
+/// The run in a checkpoint and the settings that change, if settings and frames are those it was begun with; others are refused
+/// by name, or, with `accept`, those that a run cannot go on with.
+///
+/// # Errors
+/// As said, or the checkpoint cannot be read.
+pub(super) fn resume(
+    folder: &Path,
+    config: &RunConfig,
+    used: &FramesUsed,
+    accept: bool,
+) -> Result<(Checkpoint, State, Vec<String>)> {
+    let state: State = checkpoint::read_state(folder)?;
+    if (state.frames.count, &state.frames.fingerprint) != (used.count, &used.fingerprint) {
+        let (then, now) = (state.frames.count, used.count);
+        let path = state.frames.path.display();
+        let problem =
+            format!("the run was begun with other frames: {then} of {path}, now {now} of another content");
+        return Err(Error::bad_file(folder, problem));
+    }
+    let before = checkpoint::read_config(folder)?;
+    let changed = before.differences(config);
+    let (allowed, refused): (Vec<String>, Vec<String>) = changed.into_iter().partition(|d| may_change(d));
+    if !refused.is_empty() {
+        let problem =
+            format!("the run was begun with other settings: {}", [refused, allowed].concat().join("; "));
+        return Err(Error::bad_file(folder, problem));
+    }
+    if !allowed.is_empty() && !accept {
+        let problem = format!(
+            "the run was begun with other settings: {}; --accept-changes goes on with the new ones",
+            allowed.join("; ")
+        );
+        return Err(Error::bad_file(folder, problem));
+    }
+    let left = config.phases().get(state.phase).map_or(0, |(_, steps)| *steps);
+    if state.phase > config.phases().len() || state.phase_step > left {
+        let (phase, step) = (state.phase + 1, state.phase_step);
+        let problem = format!("the run is at step {step} of phase {phase}, which the settings do not have");
+        return Err(Error::bad_file(folder, problem));
+    }
+    Ok((Checkpoint::load(folder, true)?, state, allowed))
+}
