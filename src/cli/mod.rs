@@ -15,10 +15,12 @@ mod frames;
 mod info;
 mod report;
 mod sample;
+mod sweep;
 mod synth;
 mod train;
 mod verify;
 mod visualize;
+mod watch;
 mod worker;
 
 use std::fmt::Display;
@@ -57,7 +59,7 @@ pub struct Global {
     /// Print the result as one JSON object.
     #[arg(long, global = true)]
     pub json: bool,
-    /// Seed of all randomness; the same seed gives the same result (of training: with mode "sync" and one replica).
+    /// Seed of all randomness; the same seed gives the same result (of training: in mode "sync", or with one replica).
     #[arg(long, global = true, default_value_t = 0, value_name = "N")]
     pub seed: u64,
     /// No progress on stderr; warnings and errors remain.
@@ -70,7 +72,9 @@ enum Command {
     Synth(synth::SynthArgs),
     Sample(Box<sample::SampleArgs>),
     Frames(frames::FramesArgs),
-    Train(train::TrainArgs),
+    Train(Box<train::TrainArgs>),
+    Watch(watch::WatchArgs),
+    Sweep(Box<sweep::SweepArgs>),
     Visualize(visualize::VisualizeArgs),
     Report(report::ReportArgs),
     Verify(verify::VerifyArgs),
@@ -101,7 +105,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Synth(args) => synth::run(args, &global)?,
         Command::Sample(args) => return sample::run(*args, global),
         Command::Frames(args) => frames::run(args, global)?,
-        Command::Train(args) => return train::run(args, global),
+        Command::Train(args) => return train::run(*args, global),
+        Command::Watch(args) => watch::run(args, &global)?,
+        Command::Sweep(args) => return sweep::run(*args, global),
         Command::Visualize(args) => visualize::run(args, global)?,
         Command::Report(args) => report::run(args, global)?,
         Command::Verify(args) => verify::run(args, global)?,

@@ -1,6 +1,6 @@
 //! `striate train`: fit a network to frames and leave a run folder behind.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,6 +13,7 @@ use striate::config::RunConfig;
 use striate::dataset::Dataset;
 use striate::error::Error;
 use striate::frames::FrameStore;
+use striate::training::find_rate::find_rate;
 use striate::training::monitor::LogLine;
 use striate::training::{Happened, Options, check_folder, train};
 
@@ -25,6 +26,7 @@ Examples:
   striate train configs/small.toml --frames outputs/frames --out outputs/run
   striate train configs/small.toml --frames pictures/ --out outputs/short --set 'training.steps=[500,500,500]'
   striate train configs/small.toml --frames outputs/frames --out outputs/run --resume
+  striate train configs/small.toml --frames outputs/frames --find-lr
   striate watch outputs/run          # from another terminal; or: tensorboard --logdir outputs/run
 
 Ctrl-C finishes the step, saves and exits with code 130; --resume goes on from there. A second Ctrl-C quits at once.")]
@@ -52,6 +54,9 @@ pub struct TrainArgs {
     /// With --resume: go on although settings differ from those the run was begun with, as far as a run can.
     #[arg(long, requires = "resume")]
     accept_changes: bool,
+    /// Search a learning rate to begin with, instead of training: a table, and nothing written.
+    #[arg(long, conflicts_with_all = ["resume", "out"])]
+    find_lr: bool,
 }
 
 /// Set to a signal's number by SIGINT and SIGTERM; a second one ends the process.
@@ -89,11 +94,31 @@ fn message(line: &LogLine) -> String {
     format!("{}  {rate:.0} images/s, {share:.0} % of peak", stages.join(", "))
 }
 
+fn find_lr(config: &RunConfig, frames: &Path, threads: usize, global: Global) -> anyhow::Result<ExitCode> {
+    let store = FrameStore::open(frames)?;
+    let folder = tempfile::tempdir()?;
+    let bar = global.progress(store.len() as u64, "frames");
+    let frames = Dataset::load(&store, config.input_shape(), folder.path(), false, || bar.inc(1))?;
+    bar.finish();
+    global.warn(&frames.warnings);
+    let bar = global.progress(0, "searching");
+    let found = find_rate(config, &frames, global.seed, threads, |done, all| {
+        bar.set_length(all);
+        bar.set_position(done);
+    });
+    bar.finish();
+    global.print(&found?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 pub fn run(args: TrainArgs, global: Global) -> anyhow::Result<ExitCode> {
     let mut overrides = args.overrides;
     overrides.extend(args.replicas.map(|replicas| format!("training.replicas={replicas}")));
     let config = RunConfig::load(&args.config, &overrides)?;
     let threads = global.use_threads(args.threads)?;
+    if args.find_lr {
+        return find_lr(&config, &args.frames, threads, global);
+    }
     check_folder(&args.out, args.resume)?;
     let store = FrameStore::open(&args.frames)?;
     let bar = global.progress(store.len() as u64, "frames");

@@ -125,6 +125,13 @@ impl Arrays {
         });
     }
 
+    /// Makes what the optimiser remembers 0.
+    fn forget(&mut self) {
+        for sums in [&mut self.encoder_sums, &mut self.decoder_sums] {
+            (0..sums.len()).for_each(|at| sums.set(at, 0.0));
+        }
+    }
+
     fn get_mut(&mut self, which: Weights) -> &mut Stored {
         match which {
             Weights::Encoder => &mut self.encoder,
@@ -212,7 +219,7 @@ impl Blocks {
     }
 
     /// Encoder entries from N(0, 1/taps), decoder filters the same directions with norm 1; drawn from the streams
-    /// `weights <number>` of `seed`.
+    /// `weights <number>` of `seed`. What the optimiser remembers becomes 0.
     pub fn draw(&mut self, number: usize, seed: u64) {
         let (maps, taps) = (self.shape.filtered.channels, self.shape.taps());
         let (scale, per_row) = ((taps as f32).powf(-0.5), self.per_row);
@@ -231,6 +238,9 @@ impl Blocks {
                 for block in blocks.iter_mut().filter(|block| block.place.cols.contains(&col)) {
                     let ((_, padded), Place { cols, maps: held, .. }) = (block.maps(), block.place.clone());
                     let mut arrays = block.write();
+                    if col == cols.start {
+                        arrays.forget();
+                    }
                     for (tap, weights) in filters.chunks_exact(maps).enumerate() {
                         let first = ((col - cols.start) * taps + tap) * padded;
                         for map in held.clone() {

@@ -5,6 +5,7 @@
 mod board;
 pub mod events;
 mod feeder;
+pub mod find_rate;
 pub mod health;
 pub mod monitor;
 pub mod optimiser;
@@ -12,6 +13,7 @@ mod parallel;
 pub mod replica;
 mod run;
 mod state;
+pub mod sweep;
 pub mod validate;
 
 use std::fmt;
