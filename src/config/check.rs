@@ -29,6 +29,18 @@ impl RunConfig {
             i.conv_size,
             "an odd number up to 31",
         )?;
+        ensure(
+            i.lcn_size % 2 == 1 && (3..=31).contains(&i.lcn_size),
+            "input.lcn_size",
+            i.lcn_size,
+            "an odd number from 3 to 31",
+        )?;
+        ensure(
+            i.preprocess != Preprocess::Lcn || i.height.min(i.width) >= 3,
+            "input.preprocess",
+            format!("\"lcn\" for pictures of {}x{}", i.width, i.height),
+            "another one for pictures of fewer than 3 pixels a side",
+        )?;
         if i.preprocess == Preprocess::Zca {
             let pixels = i.channels * i.height * i.width;
             ensure(

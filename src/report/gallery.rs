@@ -239,7 +239,7 @@ pub fn visualize(
         frames: frames.into(),
         frame_count: dataset.len(),
         stage_units: (0..count).map(|stage| network.shape(stage, choice.kind).len()).collect(),
-        whitened: whitening.transform != crate::network::preprocess::Transform::None,
+        whitened: whitening.mixes_pixels(),
         units: pages,
     };
     let path = partial.join("units.json");
