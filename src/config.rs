@@ -45,6 +45,11 @@ pub struct Input {
     pub conv_size: usize,
     /// Side of the window of the contrast normalisation, for `preprocess = "lcn"`; odd, from 3 to 31.
     pub lcn_size: usize,
+    /// Pixels by which frames are kept larger than the network's input, in height and in width in all: each time a frame is
+    /// learned from, a random window of the input's size is cut; everything else sees the middle. 0 for none.
+    pub margin: usize,
+    /// Whether a frame that is learned from is mirrored left to right half of the times.
+    pub flip: bool,
 }
 
 impl Default for Input {
@@ -57,6 +62,8 @@ impl Default for Input {
             floor: 1.0,
             conv_size: 9,
             lcn_size: 9,
+            margin: 0,
+            flip: false,
         }
     }
 }

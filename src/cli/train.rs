@@ -57,7 +57,8 @@ pub fn run(args: TrainArgs, global: Global) -> anyhow::Result<ExitCode> {
     let store = FrameStore::open(&args.frames)?;
     let bar = global.progress(store.len() as u64, "frames");
     std::fs::create_dir_all(&args.out).map_err(Error::io(&args.out, "create"))?;
-    let mut frames = Dataset::load(&store, config.input_shape(), &args.out, true, || bar.inc(1))?;
+    let (shape, margin) = (config.input_shape(), config.input.margin);
+    let mut frames = Dataset::load(&store, shape, margin, &args.out, true, || bar.inc(1))?;
     bar.finish();
     global.warn(&frames.warnings);
 

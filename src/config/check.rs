@@ -22,6 +22,13 @@ impl RunConfig {
         ensure(matches!(i.channels, 1 | 3), "input.channels", i.channels, "1 (grey) or 3 (RGB)")?;
         ensure(side.contains(&i.height), "input.height", i.height, "1 to 16384 pixels")?;
         ensure(side.contains(&i.width), "input.width", i.width, "1 to 16384 pixels")?;
+        let most = 16_384 - i.height.max(i.width);
+        ensure(
+            i.margin <= most,
+            "input.margin",
+            i.margin,
+            format!("at most {most} pixels beside {}x{}", i.width, i.height),
+        )?;
         ensure(positive(i.floor), "input.floor", i.floor, "a number above 0")?;
         ensure(
             i.conv_size % 2 == 1 && i.conv_size <= 31,

@@ -7,6 +7,7 @@
 mod inputs;
 mod local;
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use faer::{Mat, Side};
@@ -117,7 +118,7 @@ impl Whitening {
         }
         let mut rng = rng::stream(seed, "whitening", 0);
         let chosen = rand::seq::index::sample(&mut rng, pictures.len(), count).into_vec();
-        let rows = || chosen.par_iter().map(|&index| normalise(pictures.pixels(index)));
+        let rows = || chosen.par_iter().map(|&index| normalise(&pictures.pixels(index)));
         let transform = match input.preprocess {
             Preprocess::None => Transform::None,
             Preprocess::Contrast => Transform::Contrast { scale: 1.0 },
@@ -228,36 +229,41 @@ impl Whitening {
     /// Pictures of a dataset as the network takes them, one a row.
     pub fn apply_all(&self, pictures: &Dataset, indices: &[usize]) -> Array2<f32> {
         let mut scratch = Scratch::default();
-        self.apply_rows(pictures, indices, &mut scratch);
+        self.apply_rows(indices.len(), &|row| pictures.pixels(indices[row]), &mut scratch);
         let size = (indices.len(), self.shape.len());
         Array2::from_shape_vec(size, scratch.white).expect("rows of one length")
     }
 
-    /// The same, left in `scratch.white`; the threads of the pool share the pictures.
-    fn apply_rows(&self, pictures: &Dataset, indices: &[usize], scratch: &mut Scratch) {
+    /// The same of `count` pictures, of which `pixels` gives each, left in `scratch.white`; the threads of the pool share them.
+    fn apply_rows<'p>(
+        &self,
+        count: usize,
+        pixels: &(dyn Fn(usize) -> Cow<'p, [u8]> + Sync),
+        scratch: &mut Scratch,
+    ) {
         let len = self.shape.len();
-        let Scratch { normal, white, room } = scratch;
-        white.resize(indices.len() * len, 0.0);
+        let Scratch { normal, white, room, .. } = scratch;
+        white.resize(count * len, 0.0);
         let each = |rows: &mut [f32], work: &(dyn Fn(&[u8], &mut [f32]) + Sync)| {
-            let rows = rows.par_chunks_exact_mut(len).zip(indices);
-            rows.for_each(|(row, &index)| work(pictures.pixels(index), row));
+            let rows = rows.par_chunks_exact_mut(len).enumerate();
+            rows.for_each(|(number, row)| work(&pixels(number), row));
         };
         match &self.transform {
             Transform::None | Transform::Contrast { .. } | Transform::Conv { .. } => {
                 each(white, &|pixels, row| self.apply_to(pixels, row));
             }
             Transform::Lcn { window, scale } => {
-                normal.resize(indices.len() * len, 0.0);
+                normal.resize(count * len, 0.0);
                 each(normal, &normalise_to);
                 local::normalise(window, self.shape, *scale, normal, white, room);
             }
             Transform::Zca { mean, matrix, .. } => {
-                normal.resize(indices.len() * len, 0.0);
+                normal.resize(count * len, 0.0);
                 each(normal, &|pixels, row| {
                     normalise_to(pixels, row);
                     row.iter_mut().zip(mean).for_each(|(x, mean)| *x -= mean);
                 });
-                let size = (indices.len(), len);
+                let size = (count, len);
                 let x = ArrayView2::from_shape(size, normal).expect("rows of one length");
                 let mut out = ArrayViewMut2::from_shape(size, white).expect("rows of one length");
                 general_mat_mul(1.0, &x, matrix, 0.0, &mut out);

@@ -378,7 +378,7 @@ impl Writer<'_> {
         }
         let shape = self.dataset.shape;
         let tile =
-            |a: &Answer| pixel_tile(self.dataset.pixels(a.frame), shape.channels, shape.rows, shape.cols);
+            |a: &Answer| pixel_tile(&self.dataset.pixels(a.frame), shape.channels, shape.rows, shape.cols);
         let tiles: Vec<RgbImage> = top.iter().map(tile).collect();
         let top_picture = folder.join(format!("{name}-top.png"));
         save_png(&grid(&tiles, tiles.len(), 1), &self.folder.join(&top_picture))?;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::config::RunConfig;
-use crate::dataset::{Dataset, Shuffle, available_memory, is_cache_file};
+use crate::dataset::{Augment, Dataset, Shuffle, available_memory, is_cache_file};
 use crate::error::{Error, Result};
 use crate::kernels::{Buffer, Cpu, Rows, lanes_for};
 use crate::network::checkpoint::{self, Checkpoint};
@@ -169,7 +169,7 @@ pub fn train(
 ) -> Result<Summary> {
     check_folder(out, options.resume)?;
     let from = checkpoint::latest(out);
-    if !(0..frames.len()).any(|index| has_contrast(frames.pixels(index))) {
+    if !(0..frames.len()).any(|index| has_contrast(frames.kept_pixels(index))) {
         let (count, path) = (frames.len(), options.frames);
         let problem = format!("each of the {count} frames is of one colour: there is nothing to learn from");
         return Err(Error::bad_file(path, problem));
@@ -212,7 +212,8 @@ pub fn train(
     // Frames stay as bytes where preprocessing them again and again is nothing beside learning from them.
     let negligible = WHITENING_SHARE * whitening.flops() < costs(config)[0].learn_flops;
     let budget = if negligible { 0 } else { available_memory() / 4 };
-    let inputs = Inputs::new(frames, &whitening, budget as usize);
+    let augment = Augment::new(&config.input, state.seed);
+    let inputs = Inputs::for_training(frames, &whitening, budget as usize, augment);
     let phases = config.phases();
     let (steps_before, seconds_before) = (state.step, state.seconds);
     std::thread::scope(|scope| -> Result<()> {
@@ -275,7 +276,7 @@ fn prepare<'a>(
         std::mem::swap(&mut indices, &mut following);
         shuffle.batch(number + 1, &mut following);
         inputs.announce(&following);
-        inputs.fill(&indices, lanes, buffer, &mut scratch);
+        inputs.fill_minibatch(number, &indices, lanes, buffer, &mut scratch);
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::{Input, RunConfig};
+use crate::dataset::Augment;
 use crate::network::Network;
 use crate::network::checkpoint::{self, Checkpoint};
 
@@ -65,12 +66,12 @@ fn whitened_pictures_have_variance_1_and_come_back() {
         let white = whitening.apply_all(&pictures, &all);
         let variance = variance(&white);
         assert!((0.8..1.25).contains(&variance), "{preprocess:?}: variance {variance}");
-        let one = Array3::from_shape_vec(dims(shape), whitening.apply(pictures.pixels(7))).unwrap();
+        let one = Array3::from_shape_vec(dims(shape), whitening.apply(&pictures.pixels(7))).unwrap();
         let mut back = whitening.unwhiten(one.view());
         if let Transform::Zca { mean, .. } = &whitening.transform {
             back += &mean.view().into_shape_with_order(dims(shape)).unwrap();
         }
-        let wanted = normalise(pictures.pixels(7));
+        let wanted = normalise(&pictures.pixels(7));
         let worst = back.iter().zip(&wanted).map(|(a, b)| (a - b).powi(2)).sum::<f32>() / wanted.len() as f32;
         assert!(worst < error, "{preprocess:?}: mean squared error {worst}");
     }
@@ -87,7 +88,7 @@ fn minibatches_are_the_same_whether_pictures_are_kept_or_made_when_asked_for() {
             let mut input = vec![0.0; shape.len() * 32];
             inputs.fill(&indices, 32, &mut input, &mut Scratch::default());
             for (lane, &index) in indices.iter().enumerate() {
-                let wanted = whitening.apply(pictures.pixels(index));
+                let wanted = whitening.apply(&pictures.pixels(index));
                 for (at, &want) in wanted.iter().enumerate() {
                     let (channel, place) = (at / (13 * 11), at % (13 * 11));
                     let got = input[(place * 3 + channel) * 32 + lane];
@@ -105,13 +106,65 @@ fn values_have_variance_1_also_where_frames_have_little_contrast() {
         for (channels, fade) in [(1, 1), (3, 1), (1, 9)] {
             let shape = MapShape { channels, rows: 20, cols: 17 };
             let all = pictures(shape, 2000);
-            let faded = (0..all.len()).flat_map(|n| all.pixels(n)).map(|p| p / fade).collect();
+            let faded = (0..all.len()).flat_map(|n| all.pixels(n).into_owned()).map(|p| p / fade).collect();
             let faded = Dataset::from_pixels(shape, faded);
             let whitening = Whitening::fit(&input(preprocess, shape), &faded, 0).unwrap();
             let variance = variance(&whitening.apply_all(&faded, &(0..2000).collect::<Vec<_>>()));
             assert!((variance - 1.0).abs() < 0.02, "{preprocess:?}, {channels} channels: {variance}");
         }
     }
+}
+
+/// A minibatch's input.
+fn filled(inputs: &Inputs, number: u64, indices: &[usize], scratch: &mut Scratch) -> Vec<f32> {
+    let mut input = vec![0.0; inputs.picture(0).len() * 16];
+    inputs.fill_minibatch(number, indices, 16, &mut input, scratch);
+    input
+}
+
+#[test]
+fn windows_are_cut_before_preprocessing_and_a_minibatch_repeats_by_its_number() {
+    for preprocess in ALL {
+        let (shape, margin) = (MapShape { channels: 3, rows: 12, cols: 10 }, 3);
+        let kept = pictures(shape.with_margin(margin), 40);
+        let pixels = (0..kept.len()).flat_map(|index| kept.pixels(index).into_owned()).collect();
+        let kept = Dataset::from_pixels_with_margin(shape, margin, pixels);
+        let input = Input { margin, flip: true, ..input(preprocess, shape) };
+        let augment = Augment::new(&input, 3);
+        let whitening = Whitening::fit(&input, &kept, 0).unwrap();
+        let inputs = Inputs::for_training(&kept, &whitening, usize::MAX, augment);
+        let (indices, mut scratch) = ([4, 39, 0, 7, 4], Scratch::default());
+        let seven = filled(&inputs, 7, &indices, &mut scratch);
+        let (mut windows, mut window) = (Vec::new(), vec![0; shape.len()]);
+        augment.unwrap().windows(7, indices.len(), &mut windows);
+        for (lane, (&index, cut)) in indices.iter().zip(&windows).enumerate() {
+            kept.cut(index, *cut, &mut window);
+            for (at, want) in whitening.apply(&window).into_iter().enumerate() {
+                let got = seven[((at % 120) * 3 + at / 120) * 16 + lane];
+                assert!((got - want).abs() < 1e-4, "{preprocess:?}: {got} != {want}");
+            }
+        }
+        assert_ne!(filled(&inputs, 8, &indices, &mut scratch), seven);
+        assert_eq!(filled(&inputs, 7, &indices, &mut scratch), seven);
+        // Asked for otherwise, pictures are seen in their middle, whether they are kept ready or not.
+        let mut middles = vec![0.0; shape.len() * 16];
+        inputs.fill(&indices, 16, &mut middles, &mut scratch);
+        let ready = Inputs::new(&kept, &whitening, usize::MAX);
+        let same = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4;
+        assert!(middles.iter().zip(&filled(&ready, 7, &indices, &mut scratch)).all(same));
+    }
+}
+
+#[test]
+fn without_margin_and_flip_minibatches_are_bit_for_bit_those_of_whole_pictures() {
+    let shape = MapShape { channels: 1, rows: 12, cols: 10 };
+    let (pictures, whitening) = fitted(Preprocess::Zca, shape);
+    let inputs = Inputs::for_training(&pictures, &whitening, 0, Augment::new(&Input::default(), 3));
+    let (indices, mut scratch) = ([4, 39, 0, 7, 4], Scratch::default());
+    let mut plain = vec![0.0; shape.len() * 16];
+    Inputs::new(&pictures, &whitening, 0).fill(&indices, 16, &mut plain, &mut scratch);
+    assert_eq!(filled(&inputs, 7, &indices, &mut scratch), plain);
+    assert_eq!(filled(&inputs, 8, &indices, &mut scratch), plain);
 }
 
 #[test]
