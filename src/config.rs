@@ -36,25 +36,51 @@ pub struct Input {
     pub height: usize,
     /// Width in pixels.
     pub width: usize,
-    /// Whitening, fitted on the training frames.
+    /// What is done to a picture first, fitted on the training frames.
     pub preprocess: Preprocess,
     /// Added to the variance of each direction before whitening, where pixels have variance 1: a low-pass at the
     /// noise end. Lower gives checkerboards, higher gives blobs.
     pub floor: f64,
-    /// Side of the whitening filter, for `preprocess = "conv"`; odd.
+    /// Side of the whitening filter, for `preprocess = "conv"`; odd, up to 31.
     pub conv_size: usize,
+    /// Side of the window of the contrast normalisation, for `preprocess = "lcn"`; odd, from 3 to 31.
+    pub lcn_size: usize,
+    /// Pixels by which frames are kept larger than the network's input, in height and in width in all: each time a frame is
+    /// learned from, a random window of the input's size is cut; everything else sees the middle. 0 for none.
+    pub margin: usize,
+    /// Whether a frame that is learned from is mirrored left to right half of the times.
+    pub flip: bool,
 }
 
 impl Default for Input {
     fn default() -> Self {
-        Input { channels: 1, height: 32, width: 32, preprocess: Preprocess::Zca, floor: 1.0, conv_size: 9 }
+        Input {
+            channels: 1,
+            height: 32,
+            width: 32,
+            preprocess: Preprocess::Zca,
+            floor: 1.0,
+            conv_size: 9,
+            lcn_size: 9,
+            margin: 0,
+            flip: false,
+        }
     }
 }
 
 impl Input {
     /// Side of the whitening filter: as asked, but odd and no larger than the picture.
     pub fn whitening_side(&self) -> usize {
-        (self.conv_size.min(self.height).min(self.width) - 1) | 1
+        self.odd_side(self.conv_size)
+    }
+
+    /// Side of the window of the contrast normalisation: as asked, but odd and no larger than the picture.
+    pub fn lcn_side(&self) -> usize {
+        self.odd_side(self.lcn_size)
+    }
+
+    fn odd_side(&self, side: usize) -> usize {
+        (side.min(self.height).min(self.width) - 1) | 1
     }
 }
 
@@ -64,6 +90,10 @@ impl Input {
 pub enum Preprocess {
     /// Pixels in 0..1 as they are, as the paper's formula has it.
     None,
+    /// Mean and contrast of each picture removed, and nothing else.
+    Contrast,
+    /// The same, then local contrast normalisation of the picture: for any size.
+    Lcn,
     /// Mean and contrast of each picture removed, then full ZCA whitening: for small pictures.
     Zca,
     /// The same with a whitening convolution fitted on patches: for any size.

@@ -1,8 +1,11 @@
-//! Pictures at the network's input size, mapped from a file, and the order in which minibatches take them.
+//! Pictures at the network's input size, mapped from a file; the order in which minibatches take them, and the windows that they
+//! cut from pictures kept larger.
 
+mod augment;
 mod cache;
 mod split;
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use memmap2::{Advice, Mmap, MmapMut};
@@ -12,27 +15,31 @@ use crate::error::Result;
 use crate::frames::FrameStore;
 use crate::geometry::MapShape;
 use crate::rng;
+pub use augment::{Augment, Window};
 pub use cache::is_cache_file;
 pub use split::Split;
 
 /// 8-bit pictures of one size. They lie in a file mapped into memory, so there may be more of them than memory holds.
 pub struct Dataset {
-    /// Size of every picture.
+    /// Size of every picture as the network sees it.
     pub shape: MapShape,
+    /// Size as kept: larger by the margin in which windows are cut, or the same.
+    pub kept: MapShape,
     /// Name of each picture in the frame set it is from.
     pub keys: Vec<String>,
     /// What a user should know: pictures that were resized, greyed, or could not be read, and why they were decoded again.
     pub warnings: Vec<String>,
     fingerprint: String,
-    /// `[picture, channel, row, column]`.
+    /// `[picture, channel, row, column]`, as kept.
     pixels: Mmap,
     /// Their file while it is not kept.
     pending: Option<cache::Pending>,
 }
 
 impl Dataset {
-    /// The pictures of a frame set, cropped in the middle and resized to `shape`, greyed where it has one channel, for the
-    /// run in the existing folder `run`. Pictures that cannot be read are left out and named in the warnings.
+    /// The pictures of a frame set, cropped in the middle and resized to `shape` and `margin` more pixels in height and width,
+    /// greyed where it has one channel, for the run in the existing folder `run`. Pictures that cannot be read are left out
+    /// and named in the warnings.
     ///
     /// Where the run holds decoded pictures of just this frame set at this size, whole and undamaged, they are used.
     /// Otherwise all are decoded, and `progress` is told of each, into a file in `run`: if `keep`, one that
@@ -43,15 +50,16 @@ impl Dataset {
     pub fn load(
         store: &FrameStore,
         shape: MapShape,
+        margin: usize,
         run: &Path,
         keep: bool,
         progress: impl Fn() + Sync,
     ) -> Result<Dataset> {
-        let reason = match cache::open(run, store, shape) {
+        let reason = match cache::open(run, store, shape, margin) {
             Ok(dataset) => return Ok(dataset),
             Err(reason) => reason.filter(|_| keep),
         };
-        let mut dataset = cache::build(run, keep, store, shape, progress)?;
+        let mut dataset = cache::build(run, keep, store, (shape, margin), progress)?;
         let path = run.join(cache::PIXELS);
         let warning = |reason| format!("{}: {reason}; the frames were decoded again", path.display());
         dataset.warnings.extend(reason.map(warning));
@@ -68,13 +76,19 @@ impl Dataset {
 
     /// A dataset of pixels `[picture, channel, row, column]`, numbered as keys.
     pub fn from_pixels(shape: MapShape, pixels: Vec<u8>) -> Dataset {
-        assert_eq!(pixels.len() % shape.len(), 0, "whole pictures");
-        let keys = (0..pixels.len() / shape.len()).map(|index| format!("{index:06}")).collect();
-        let fingerprint = fingerprint(&cache::hashes(&pixels, shape));
+        Self::from_pixels_with_margin(shape, 0, pixels)
+    }
+
+    /// The same of pictures kept with `margin` more pixels in height and width than `shape`.
+    pub fn from_pixels_with_margin(shape: MapShape, margin: usize, pixels: Vec<u8>) -> Dataset {
+        let kept = shape.with_margin(margin);
+        assert_eq!(pixels.len() % kept.len(), 0, "whole pictures");
+        let keys = (0..pixels.len() / kept.len()).map(|index| format!("{index:06}")).collect();
+        let fingerprint = fingerprint(&cache::hashes(&pixels, kept));
         let mut map = MmapMut::map_anon(pixels.len()).expect("memory for a copy of the pixels");
         map.copy_from_slice(&pixels);
         let pixels = map.make_read_only().expect("own memory can be made read-only");
-        Dataset { shape, keys, warnings: Vec::new(), fingerprint, pixels, pending: None }
+        Dataset { shape, kept, keys, warnings: Vec::new(), fingerprint, pixels, pending: None }
     }
 
     /// Pictures in it.
@@ -87,14 +101,34 @@ impl Dataset {
         self.keys.is_empty()
     }
 
-    /// One picture, `[channel, row, column]`.
-    pub fn pixels(&self, index: usize) -> &[u8] {
-        &self.pixels[index * self.shape.len()..][..self.shape.len()]
+    /// One picture as the network sees it, `[channel, row, column]`: the middle of it where it is kept larger.
+    pub fn pixels(&self, index: usize) -> Cow<'_, [u8]> {
+        if self.kept == self.shape {
+            return Cow::Borrowed(self.kept_pixels(index));
+        }
+        let mut middle = vec![0; self.shape.len()];
+        self.cut(index, Window::middle(self.margin()), &mut middle);
+        Cow::Owned(middle)
+    }
+
+    /// One picture as kept, `[channel, row, column]`.
+    pub fn kept_pixels(&self, index: usize) -> &[u8] {
+        &self.pixels[index * self.kept.len()..][..self.kept.len()]
+    }
+
+    /// Pixels by which pictures are kept larger than the network sees them, in height and in width.
+    pub fn margin(&self) -> usize {
+        self.kept.rows - self.shape.rows
+    }
+
+    /// Writes what `window` shows of a picture into `out`, `[channel, row, column]` as large as [`shape`](Self::shape).
+    pub fn cut(&self, index: usize, window: Window, out: &mut [u8]) {
+        window.cut(self.kept_pixels(index), self.kept, out, self.shape);
     }
 
     /// Lets the system begin to read a picture from the disk.
     pub fn announce(&self, index: usize) {
-        let len = self.shape.len();
+        let len = self.kept.len();
         // Advice only: without it the picture is read when it is looked at.
         let _ = self.pixels.advise_range(Advice::WillNeed, index * len, len);
     }

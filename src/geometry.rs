@@ -18,6 +18,11 @@ pub struct MapShape {
 }
 
 impl MapShape {
+    /// The same channels with `margin` more rows and columns.
+    pub fn with_margin(self, margin: usize) -> MapShape {
+        MapShape { rows: self.rows + margin, cols: self.cols + margin, ..self }
+    }
+
     /// Values in the whole stack.
     pub fn len(&self) -> usize {
         self.channels * self.rows * self.cols

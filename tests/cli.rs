@@ -528,22 +528,27 @@ fn interrupted(folder: &Path, line: &str, signal: &str, word: &str) -> Output {
 
 #[test]
 fn an_interrupted_run_is_saved_and_goes_on_to_the_same_weights_bit_for_bit() {
-    interrupt_and_resume("f32");
+    interrupt_and_resume("training.precision=f32");
 }
 
 #[test]
 fn an_interrupted_run_goes_on_to_the_same_bf16_weights_bit_for_bit() {
-    interrupt_and_resume("bf16");
+    interrupt_and_resume("training.precision=bf16");
 }
 
-fn interrupt_and_resume(precision: &str) {
+#[test]
+fn an_interrupted_run_goes_on_with_the_same_windows_and_flips_of_its_frames_bit_for_bit() {
+    interrupt_and_resume("input.margin=4 --set input.flip=true --set input.preprocess=lcn");
+}
+
+fn interrupt_and_resume(setting: &str) {
     let folder = tempfile::tempdir().unwrap();
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/tiny.toml");
     done(folder.path(), "synth --out v --videos 2 --seconds 1 --size 64x48 --fps 12");
     done(folder.path(), "sample v --out f --size 24 --per-video 6 --grey");
     let train = |out: &str, more: &str| {
         format!(
-            "train {config} --frames f --out {out} --set training.mode=sync --set training.replicas=1 --set training.steps=[3000,3000] --set training.precision={precision} --json{more}"
+            "train {config} --frames f --out {out} --set training.mode=sync --set training.replicas=1 --set training.steps=[3000,3000] --set {setting} --json{more}"
         )
     };
     done(folder.path(), &train("whole", ""));

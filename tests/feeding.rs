@@ -1,5 +1,5 @@
 //! Decoded frames in the run folder, from outside: used again, made anew when they are not what they should be, and in
-//! nobody's way.
+//! nobody's way; kept larger than the network's input where the settings say so.
 
 mod common;
 
@@ -100,6 +100,41 @@ fn frames_of_another_set_are_neither_kept_nor_in_the_way() {
     done(folder.path(), "visualize run --frames others --units 1 --steps 1");
     fs::remove_dir_all(folder.path().join("run/visualize")).unwrap();
     assert!(snapshot(&folder.path().join("run")) == before);
+}
+
+#[test]
+fn frames_are_kept_with_their_margin_and_looked_at_in_their_middle() {
+    let folder = trained();
+    let at = |name: &str| folder.path().join(name);
+    let train = |out: &str, more: &str| format!("{TRAIN} --frames f --out {out}{more}");
+    let margin =
+        " --set input.margin=6 --set input.preprocess=contrast --set training.mode=sync --replicas 1";
+    let output = run(folder.path(), &train("wide", margin));
+    let stderr = text(&output.stderr);
+    assert!(output.status.success() && stderr.contains("resized to 30x30"), "{stderr}");
+    assert!(stderr.contains("the config's input is 30x30x1 with its margin"), "{stderr}");
+    assert_eq!(fs::metadata(at("wide/frames.u8")).unwrap().len(), 12 * 30 * 30);
+    assert_eq!(json(folder.path(), "verify --run wide")["failed"], 0);
+    // The decoded frames are used: these can no longer be decoded.
+    let shard = at("f/frames-00000.tar");
+    let pictures = fs::read(&shard).unwrap();
+    write_unseen(&shard, &vec![0; pictures.len()]);
+    done(folder.path(), "visualize wide --units 1 --steps 1");
+    write_unseen(&shard, &pictures);
+    let top = fs::read_dir(at("wide/visualize/stage1")).unwrap().map(|entry| entry.unwrap().path());
+    let top = top.into_iter().find(|path| path.to_string_lossy().ends_with("-top.png")).unwrap();
+    // With the grid's border around it.
+    assert_eq!(image::open(top).unwrap().height(), 24 + 2 * 2);
+
+    // Windows make a difference, flips make another, and going on with others is refused.
+    let flipped = format!("{margin} --set input.flip=true");
+    done(folder.path(), &train("flipped", &flipped));
+    done(folder.path(), &train("again", &flipped));
+    let model = |run: &str| fs::read(at(run).join("checkpoints/step-0000000400/model.safetensors")).unwrap();
+    assert!(model("flipped") == model("again") && model("flipped") != model("wide"));
+    let output = run(folder.path(), &train("wide", &format!("{flipped} --resume")));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("input.flip: false -> true"), "{}", text(&output.stderr));
 }
 
 #[test]

@@ -57,21 +57,22 @@ pub fn run(args: SweepArgs, global: Global) -> anyhow::Result<ExitCode> {
     let threads = global.use_threads(args.threads)?;
     let store = FrameStore::open(&args.frames)?;
     let interrupted = on_signals()?;
-    let mut datasets: HashMap<String, Dataset> = HashMap::new();
+    let mut datasets: HashMap<(String, usize), Dataset> = HashMap::new();
     let mut sweep = Sweep { runs: Vec::new(), left: all.len() };
     for (setting, config) in all.into_iter().zip(configs) {
-        let shape = config.input_shape();
-        let name = format!("frames-{}x{}x{}", shape.cols, shape.rows, shape.channels);
-        if !datasets.contains_key(&name) {
+        let (shape, margin) = (config.input_shape(), config.input.margin);
+        let (cols, rows) = (shape.cols + margin, shape.rows + margin);
+        let name = format!("frames-{cols}x{rows}x{}", shape.channels);
+        if !datasets.contains_key(&(name.clone(), margin)) {
             let folder = args.out.join(&name);
             std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
             let bar = global.progress(store.len() as u64, "frames");
-            let frames = Dataset::load(&store, shape, &folder, true, || bar.inc(1))?;
+            let frames = Dataset::load(&store, shape, margin, &folder, true, || bar.inc(1))?;
             bar.finish();
             global.warn(&frames.warnings);
-            datasets.insert(name.clone(), frames);
+            datasets.insert((name.clone(), margin), frames);
         }
-        let frames = datasets.get_mut(&name).expect("decoded above");
+        let frames = datasets.get_mut(&(name, margin)).expect("decoded above");
         let out = args.out.join(setting.name());
         let bar = global.progress(config.training.steps.iter().sum(), "training");
         let options = Options {

@@ -98,7 +98,10 @@ fn find_lr(config: &RunConfig, frames: &Path, threads: usize, global: Global) ->
     let store = FrameStore::open(frames)?;
     let folder = tempfile::tempdir()?;
     let bar = global.progress(store.len() as u64, "frames");
-    let frames = Dataset::load(&store, config.input_shape(), folder.path(), false, || bar.inc(1))?;
+    let frames =
+        Dataset::load(&store, config.input_shape(), config.input.margin, folder.path(), false, || {
+            bar.inc(1)
+        })?;
     bar.finish();
     global.warn(&frames.warnings);
     let bar = global.progress(0, "searching");
@@ -123,7 +126,8 @@ pub fn run(args: TrainArgs, global: Global) -> anyhow::Result<ExitCode> {
     let store = FrameStore::open(&args.frames)?;
     let bar = global.progress(store.len() as u64, "frames");
     std::fs::create_dir_all(&args.out).map_err(Error::io(&args.out, "create"))?;
-    let mut frames = Dataset::load(&store, config.input_shape(), &args.out, true, || bar.inc(1))?;
+    let (shape, margin) = (config.input_shape(), config.input.margin);
+    let mut frames = Dataset::load(&store, shape, margin, &args.out, true, || bar.inc(1))?;
     bar.finish();
     global.warn(&frames.warnings);
 

@@ -100,7 +100,8 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
     };
     let store = FrameStore::open(&frames)?;
     let bar = global.progress(store.len() as u64, "frames");
-    let dataset = Dataset::load(&store, checkpoint.config.input_shape(), &args.run, false, || bar.inc(1))?;
+    let (shape, margin) = (checkpoint.config.input_shape(), checkpoint.config.input.margin);
+    let dataset = Dataset::load(&store, shape, margin, &args.run, false, || bar.inc(1))?;
     bar.finish();
     global.warn(&dataset.warnings);
 

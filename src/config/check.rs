@@ -22,12 +22,31 @@ impl RunConfig {
         ensure(matches!(i.channels, 1 | 3), "input.channels", i.channels, "1 (grey) or 3 (RGB)")?;
         ensure(side.contains(&i.height), "input.height", i.height, "1 to 16384 pixels")?;
         ensure(side.contains(&i.width), "input.width", i.width, "1 to 16384 pixels")?;
+        let most = 16_384 - i.height.max(i.width);
+        ensure(
+            i.margin <= most,
+            "input.margin",
+            i.margin,
+            format!("at most {most} pixels beside {}x{}", i.width, i.height),
+        )?;
         ensure(positive(i.floor), "input.floor", i.floor, "a number above 0")?;
         ensure(
             i.conv_size % 2 == 1 && i.conv_size <= 31,
             "input.conv_size",
             i.conv_size,
             "an odd number up to 31",
+        )?;
+        ensure(
+            i.lcn_size % 2 == 1 && (3..=31).contains(&i.lcn_size),
+            "input.lcn_size",
+            i.lcn_size,
+            "an odd number from 3 to 31",
+        )?;
+        ensure(
+            i.preprocess != Preprocess::Lcn || i.height.min(i.width) >= 3,
+            "input.preprocess",
+            format!("\"lcn\" for pictures of {}x{}", i.width, i.height),
+            "another one for pictures of fewer than 3 pixels a side",
         )?;
         if i.preprocess == Preprocess::Zca {
             let pixels = i.channels * i.height * i.width;

@@ -43,6 +43,12 @@ fn wrong_types_and_ranges_name_key_value_and_wish() {
             ["stages=3"],
             "setting `--set` is stages=3, expected one setting, such as training.rate=0.01 or stages.2.maps=32",
         ),
+        (["input.lcn_size=8"], "setting `input.lcn_size` is 8, expected an odd number from 3 to 31"),
+        (
+            ["input.margin=16380"],
+            "setting `input.margin` is 16380, expected at most 16364 pixels beside 16x20",
+        ),
+        (["input.margin=-1"], "setting `input.margin` is integer `-1`, expected a whole number, 0 or more"),
         (["input.channels=2"], "setting `input.channels` is 2, expected 1 (grey) or 3 (RGB)"),
     ] {
         assert_eq!(error(ONE_STAGE, &overrides), message);

@@ -88,12 +88,14 @@ impl Drop for Pending {
     }
 }
 
-/// The pictures in `folder`, if they are those of the store at this size; else why not, or nothing if there are none.
+/// The pictures in `folder`, if they are those of the store at this size and margin; else why not, or nothing if there are none.
 pub(super) fn open(
     folder: &Path,
     store: &FrameStore,
     shape: MapShape,
+    margin: usize,
 ) -> std::result::Result<Dataset, Option<String>> {
+    let kept = shape.with_margin(margin);
     let (pixels_path, index_path) = (folder.join(PIXELS), folder.join(INDEX));
     if !pixels_path.exists() && !index_path.exists() {
         return Err(None);
@@ -101,10 +103,10 @@ pub(super) fn open(
     let text = fs::read(&index_path).map_err(|e| format!("{INDEX} cannot be read ({e})"))?;
     let index: Index =
         serde_json::from_slice(&text).map_err(|e| format!("{INDEX} is not an index of pictures ({e})"))?;
-    let (was, is) = ((index.channels, index.rows, index.cols), (shape.channels, shape.rows, shape.cols));
+    let (was, is) = ((index.channels, index.rows, index.cols), (kept.channels, kept.rows, kept.cols));
     if index.format != FORMAT || was != is {
         let (c, h, w) = was;
-        let wanted = format!("format {FORMAT} and {}x{}x{}", shape.cols, shape.rows, shape.channels);
+        let wanted = format!("format {FORMAT} and {}x{}x{}", kept.cols, kept.rows, kept.channels);
         return Err(Some(format!(
             "has format {} and pictures of {w}x{h}x{c}, expected {wanted}",
             index.format
@@ -116,7 +118,7 @@ pub(super) fn open(
     let keys = keys(store, &index.left_out);
     let file = File::open(&pixels_path).map_err(|e| format!("cannot be read ({e})"))?;
     let bytes = file.metadata().map_err(|e| format!("cannot be read ({e})"))?.len();
-    let wanted = (index.count * shape.len()) as u64;
+    let wanted = (index.count * kept.len()) as u64;
     if keys.len() != index.count || index.count == 0 || bytes != wanted {
         let count = index.count;
         return Err(Some(format!(
@@ -125,30 +127,31 @@ pub(super) fn open(
         )));
     }
     let pixels = map(&file, &pixels_path).map_err(|e| Some(e.to_string()))?;
-    if super::fingerprint(&hashes(&pixels, shape)) != index.fingerprint {
+    if super::fingerprint(&hashes(&pixels, kept)) != index.fingerprint {
         return Err(Some("is damaged: its content is not what was written".into()));
     }
     let warnings = [store.warnings(), &index.warnings].concat();
-    Ok(Dataset { shape, keys, warnings, fingerprint: index.fingerprint, pixels, pending: None })
+    Ok(Dataset { shape, kept, keys, warnings, fingerprint: index.fingerprint, pixels, pending: None })
 }
 
-/// Decodes all pictures of the store into a file in `folder`: one that [`Pending::keep`] can give its name, or one without a
+/// Decodes all pictures of the store, at a size and a margin, into a file in `folder`: one that [`Pending::keep`] can give its name, or one without a
 /// name, which is gone with the dataset.
 pub(super) fn build(
     folder: &Path,
     named: bool,
     store: &FrameStore,
-    shape: MapShape,
+    (shape, margin): (MapShape, usize),
     progress: impl Fn() + Sync,
 ) -> Result<Dataset> {
+    let kept = shape.with_margin(margin);
     let path = folder.join(PARTIAL);
     if named && path.exists() {
         fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
     }
-    let need_bytes = store.len() as u64 * shape.len() as u64;
+    let need_bytes = store.len() as u64 * kept.len() as u64;
     let have_bytes = fs4::available_space(folder).map_err(Error::io(folder, "look at the free space of"))?;
     if need_bytes > have_bytes {
-        let (count, MapShape { rows, cols, channels }) = (store.len(), shape);
+        let (count, MapShape { rows, cols, channels }) = (store.len(), kept);
         let what = format!("{count} decoded pictures of {cols}x{rows}x{channels} in {}", folder.display());
         return Err(Error::NoRoom { what, need_bytes, have_bytes });
     }
@@ -159,12 +162,12 @@ pub(super) fn build(
     let file = open().map_err(Error::io(&path, "write"))?;
     // From here on a failure removes the file.
     let mut pending = named.then(|| Pending { folder: folder.into(), index: String::new() });
-    let (channels, rows, cols) = (shape.channels, shape.rows, shape.cols);
+    let (channels, rows, cols) = (kept.channels, kept.rows, kept.cols);
     let (count, left_out, warnings, fingerprint) = (0, Vec::new(), Vec::new(), String::new());
     let frames = store.identity();
     let mut index =
         Index { format: FORMAT, frames, channels, rows, cols, count, left_out, warnings, fingerprint };
-    let hashes = decode(store, shape, &file, &path, &mut index, progress)?;
+    let hashes = decode(store, (kept, margin), &file, &path, &mut index, progress)?;
     index.count = hashes.len();
     index.fingerprint = super::fingerprint(&hashes);
     if let Some(pending) = &mut pending {
@@ -172,7 +175,7 @@ pub(super) fn build(
     }
     let (pixels, keys) = (map(&file, &path)?, keys(store, &index.left_out));
     let warnings = [store.warnings(), &index.warnings].concat();
-    Ok(Dataset { shape, keys, warnings, fingerprint: index.fingerprint, pixels, pending })
+    Ok(Dataset { shape, kept, keys, warnings, fingerprint: index.fingerprint, pixels, pending })
 }
 
 /// Names of the pictures of a store without those whose numbers, in ascending order, are left out.
@@ -182,11 +185,11 @@ fn keys(store: &FrameStore, left_out: &[usize]) -> Vec<String> {
     numbers.map(|number| store.key(number).to_owned()).collect()
 }
 
-/// Writes the pictures and notes in `index` those that are left out and what a user should know; returns the hash of each
+/// Writes the pictures, at a size that has a margin in it, and notes in `index` those that are left out and what a user should know; returns the hash of each
 /// picture written.
 fn decode(
     store: &FrameStore,
-    shape: MapShape,
+    (shape, margin): (MapShape, usize),
     file: &File,
     path: &Path,
     index: &mut Index,
@@ -232,7 +235,8 @@ fn decode(
             (0, _) => format!("{greyed} of {len} pictures were greyed"),
             _ => format!("of {len} pictures {resized} were resized to {cols}x{rows}, {greyed} greyed"),
         };
-        let wanted = format!("the config's input is {cols}x{rows}x{}", shape.channels);
+        let with = if margin > 0 { " with its margin" } else { "" };
+        let wanted = format!("the config's input is {cols}x{rows}x{}{with}", shape.channels);
         index.warnings.push(format!("{changed}: {wanted}"));
     }
     Ok(hashes)

@@ -11,8 +11,8 @@ use super::rows::Rows;
 use super::{Buffer, Cpu, Kernel, Simd, with_scratch};
 use crate::geometry::MapShape;
 
-/// The normalisation of one stage for maps of one size.
-#[derive(Debug, Clone)]
+/// The normalisation of one stage, or of pictures, for maps of one size.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Lcn {
     shape: MapShape,
     lanes: usize,
@@ -61,6 +61,11 @@ impl Lcn {
         let (row_weight, col_weight) = (inside(shape.rows), inside(shape.cols));
         let gaussian = gaussian.iter().map(|&g| g as f32).collect();
         Lcn { shape, lanes, gaussian, row_weight, col_weight, floor }
+    }
+
+    /// One dimension of the Gaussian: a number for each place of the window's side, sum 1.
+    pub fn gaussian(&self) -> &[f32] {
+        &self.gaussian
     }
 
     /// Numbers in a row of the maps, and in a row of a single map.

@@ -178,6 +178,10 @@ fn whitening_tensors(whitening: &Whitening) -> Vec<(String, Tensor<'_>)> {
     }
     match &whitening.transform {
         Transform::None => Vec::new(),
+        Transform::Contrast { scale } | Transform::Lcn { scale, .. } => {
+            let values = Cow::Borrowed(std::slice::from_ref(scale));
+            vec![("whitening.scale".into(), Tensor::Values(vec![1], values))]
+        }
         Transform::Zca { mean, matrix, inverse } => {
             vec![tensor("mean", mean), tensor("matrix", matrix), tensor("inverse", inverse)]
         }
@@ -234,6 +238,7 @@ pub fn check_room(folder: &Path, network: &Network, whitening: &Whitening) -> Re
     let weights: usize = network.stages.iter().map(weights).sum();
     let others = match &whitening.transform {
         Transform::None => 0,
+        Transform::Contrast { .. } | Transform::Lcn { .. } => 1,
         Transform::Zca { mean, matrix, inverse } => mean.len() + matrix.len() + inverse.len(),
         Transform::Conv { filter } => filter.len(),
     };

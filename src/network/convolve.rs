@@ -3,15 +3,11 @@
 //! Pictures go on mirrored outside. [`convolve`] is done for every picture of every minibatch where whitened pictures do not
 //! fit in memory, so it is written for vectors and allocates nothing in the steady state.
 
-use std::sync::LazyLock;
-
 use ndarray::{Array3, Array4, ArrayView3, Axis};
 
 use crate::geometry::MapShape;
 use crate::kernels::{Cpu, Kernel, LANES, Simd, with_scratch};
-
-/// A wrong `STRIATE_CPU` is refused where a network is built, so that here it need not be.
-static CPU: LazyLock<Cpu> = LazyLock::new(|| Cpu::detect().unwrap_or_else(|_| Cpu::available()[0]));
+use crate::network::preprocess::CPU;
 
 /// Vectors of columns in a register block: with three channels nine sums, three inputs and a weight.
 const VECTORS: usize = 3;

@@ -1,7 +1,14 @@
-//! What happens to a picture before the first stage: its mean and contrast are removed, then it is whitened.
+//! What happens to a picture before the first stage: its mean and contrast are removed, then it is whitened, or its contrast is
+//! made the same everywhere.
 //!
 //! Without whitening the filters become blobs, and without its floor checkerboards. It is fitted on the training frames,
-//! saved with the weights, and undone for display.
+//! saved with the weights, and undone for display as far as it can be.
+
+mod inputs;
+mod local;
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use faer::{Mat, Side};
 use ndarray::linalg::{general_mat_mul, general_mat_vec_mul};
@@ -15,16 +22,25 @@ use crate::config::{self, Preprocess};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::geometry::MapShape;
-use crate::kernels::{LANES, with_scratch};
-use crate::network::Workspace;
+use crate::kernels::lcn::Lcn;
+use crate::kernels::{Cpu, with_scratch};
 use crate::network::convolve::{convolve, deconvolve};
 use crate::rng;
+pub use inputs::{Inputs, Scratch};
+pub(crate) use local::window;
+
+/// A wrong `STRIATE_CPU` is refused where a network is built, so that here it need not be.
+pub(super) static CPU: LazyLock<Cpu> =
+    LazyLock::new(|| Cpu::detect().unwrap_or_else(|_| Cpu::available()[0]));
 
 /// Added to a picture's contrast (pixels from 0 to 1) before dividing by it, so that flat pictures stay quiet.
 const CONTRAST_FLOOR: f64 = 0.02;
 
 /// Most numbers held while fitting.
 const FIT_VALUES: usize = 32_000_000;
+
+/// Most pictures on which the variance of preprocessed values is measured.
+const SCALE_PICTURES: usize = 1000;
 
 /// Preprocessing, fitted.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +56,18 @@ pub struct Whitening {
 pub enum Transform {
     /// Pixels from 0 to 1 as they are.
     None,
+    /// Mean and contrast of the picture removed.
+    Contrast {
+        /// What makes the variance of all values 1.
+        scale: f32,
+    },
+    /// The same, then local contrast normalisation over all channels: see [`Lcn`].
+    Lcn {
+        /// Its window, for pictures of this size.
+        window: Lcn,
+        /// What makes the variance of all values 1.
+        scale: f32,
+    },
     /// `matrix · (normalised - mean)`: symmetric, so that whitened pictures still look like pictures.
     Zca {
         /// Mean of each normalised pixel.
@@ -60,8 +88,16 @@ impl Whitening {
     /// Floating-point operations for a picture.
     pub fn flops(&self) -> u64 {
         let len = self.shape.len() as u64;
+        // Two sums, mean and scale.
+        let contrast = 5 * len;
         match &self.transform {
             Transform::None => 0,
+            Transform::Contrast { .. } => contrast,
+            // Two blurs of one map, each along both dimensions; both means over channels; what is made of them.
+            Transform::Lcn { window, .. } => {
+                let plane = (self.shape.rows * self.shape.cols) as u64;
+                contrast + 8 * window.gaussian().len() as u64 * plane + 6 * len
+            }
             Transform::Zca { .. } => 2 * len * len,
             Transform::Conv { filter } => 2 * len * (filter.len() / self.shape.channels) as u64,
         }
@@ -82,9 +118,11 @@ impl Whitening {
         }
         let mut rng = rng::stream(seed, "whitening", 0);
         let chosen = rand::seq::index::sample(&mut rng, pictures.len(), count).into_vec();
-        let rows = || chosen.par_iter().map(|&index| normalise(pictures.pixels(index)));
+        let rows = || chosen.par_iter().map(|&index| normalise(&pictures.pixels(index)));
         let transform = match input.preprocess {
             Preprocess::None => Transform::None,
+            Preprocess::Contrast => Transform::Contrast { scale: 1.0 },
+            Preprocess::Lcn => Transform::Lcn { window: window(input, shape), scale: 1.0 },
             Preprocess::Zca => {
                 let values: Vec<f32> = rows().flat_map_iter(|row| row).collect();
                 let mut x = Array2::from_shape_vec((count, shape.len()), values).expect("rows of one length");
@@ -123,22 +161,38 @@ impl Whitening {
                 let matrix = spectrum.function(|variance| 1.0 / (variance + floor).sqrt());
                 let centre = side * side / 2;
                 let size = (shape.channels, shape.channels, side, side);
-                let mut filter = Array4::from_shape_fn(size, |(to, from, y, x)| {
+                let filter = Array4::from_shape_fn(size, |(to, from, y, x)| {
                     matrix[(to * side * side + centre, (from * side + y) * side + x)]
                 });
-                // Variance 1, measured on whole pictures.
-                let some = &chosen[..count.min(200)];
-                let power = |&index: &usize| {
-                    let mut white = vec![0.0; shape.len()];
-                    convolve(&filter, shape, &normalise(pictures.pixels(index)), &mut white);
-                    white.iter().map(|x| x * x).sum::<f32>() / white.len() as f32
-                };
-                let variance = some.par_iter().map(power).sum::<f32>() / some.len() as f32;
-                filter /= variance.sqrt().max(f32::MIN_POSITIVE);
                 Transform::Conv { filter }
             }
         };
-        Ok(Whitening { shape, transform })
+        let mut whitening = Whitening { shape, transform };
+        whitening.rescale(pictures, &chosen[..count.min(SCALE_PICTURES)]);
+        Ok(whitening)
+    }
+
+    /// Makes the variance of all values of these pictures 1, where that is not so already by the way the transform is made.
+    fn rescale(&mut self, pictures: &Dataset, some: &[usize]) {
+        if matches!(self.transform, Transform::None | Transform::Zca { .. }) {
+            return;
+        }
+        let white = self.apply_all(pictures, some);
+        // In one order whatever the threads do: a run repeats.
+        let square = white.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+        // Of flat pictures nothing can be learned: they stay 0.
+        let factor = if square > 0.0 { (white.len() as f64 / square).sqrt() as f32 } else { 1.0 };
+        match &mut self.transform {
+            Transform::Contrast { scale } | Transform::Lcn { scale, .. } => *scale *= factor,
+            Transform::Conv { filter } => *filter *= factor,
+            Transform::None | Transform::Zca { .. } => {}
+        }
+    }
+
+    /// True if a value is made of several pixels, so that what a network sees has to be [mapped back](Self::unwhiten) to look
+    /// like a picture.
+    pub fn mixes_pixels(&self) -> bool {
+        !matches!(self.transform, Transform::None | Transform::Contrast { .. })
     }
 
     /// One picture's 8-bit pixels, `[channel, row, column]`, as the network takes them.
@@ -152,6 +206,14 @@ impl Whitening {
         assert_eq!(pixels.len(), self.shape.len(), "a picture of another size");
         match &self.transform {
             Transform::None => out.iter_mut().zip(pixels).for_each(|(x, &p)| *x = f32::from(p) / 255.0),
+            Transform::Contrast { scale } => {
+                normalise_to(pixels, out);
+                out.iter_mut().for_each(|x| *x *= scale);
+            }
+            Transform::Lcn { window, scale } => with_scratch([pixels.len()], |[normal]| {
+                normalise_to(pixels, normal);
+                local::normalise(window, self.shape, *scale, normal, out, &mut Default::default());
+            }),
             Transform::Zca { mean, matrix, .. } => with_scratch([pixels.len()], |[normal]| {
                 normalise_to(pixels, normal);
                 normal.iter_mut().zip(mean).for_each(|(x, mean)| *x -= mean);
@@ -167,39 +229,60 @@ impl Whitening {
     /// Pictures of a dataset as the network takes them, one a row.
     pub fn apply_all(&self, pictures: &Dataset, indices: &[usize]) -> Array2<f32> {
         let mut scratch = Scratch::default();
-        self.apply_rows(pictures, indices, &mut scratch);
+        self.apply_rows(indices.len(), &|row| pictures.pixels(indices[row]), &mut scratch);
         let size = (indices.len(), self.shape.len());
         Array2::from_shape_vec(size, scratch.white).expect("rows of one length")
     }
 
-    /// The same, left in `scratch.white`; the threads of the pool share the pictures.
-    fn apply_rows(&self, pictures: &Dataset, indices: &[usize], scratch: &mut Scratch) {
+    /// The same of `count` pictures, of which `pixels` gives each, left in `scratch.white`; the threads of the pool share them.
+    fn apply_rows<'p>(
+        &self,
+        count: usize,
+        pixels: &(dyn Fn(usize) -> Cow<'p, [u8]> + Sync),
+        scratch: &mut Scratch,
+    ) {
         let len = self.shape.len();
-        let Scratch { normal, white } = scratch;
-        white.resize(indices.len() * len, 0.0);
+        let Scratch { normal, white, room, .. } = scratch;
+        white.resize(count * len, 0.0);
         let each = |rows: &mut [f32], work: &(dyn Fn(&[u8], &mut [f32]) + Sync)| {
-            let rows = rows.par_chunks_exact_mut(len).zip(indices);
-            rows.for_each(|(row, &index)| work(pictures.pixels(index), row));
+            let rows = rows.par_chunks_exact_mut(len).enumerate();
+            rows.for_each(|(number, row)| work(&pixels(number), row));
         };
-        let Transform::Zca { mean, matrix, .. } = &self.transform else {
-            return each(white, &|pixels, row| self.apply_to(pixels, row));
-        };
-        normal.resize(indices.len() * len, 0.0);
-        each(normal, &|pixels, row| {
-            normalise_to(pixels, row);
-            row.iter_mut().zip(mean).for_each(|(x, mean)| *x -= mean);
-        });
-        let size = (indices.len(), len);
-        let x = ArrayView2::from_shape(size, normal).expect("rows of one length");
-        let mut out = ArrayViewMut2::from_shape(size, white).expect("rows of one length");
-        general_mat_mul(1.0, &x, matrix, 0.0, &mut out);
+        match &self.transform {
+            Transform::None | Transform::Contrast { .. } | Transform::Conv { .. } => {
+                each(white, &|pixels, row| self.apply_to(pixels, row));
+            }
+            Transform::Lcn { window, scale } => {
+                normal.resize(count * len, 0.0);
+                each(normal, &normalise_to);
+                local::normalise(window, self.shape, *scale, normal, white, room);
+            }
+            Transform::Zca { mean, matrix, .. } => {
+                normal.resize(count * len, 0.0);
+                each(normal, &|pixels, row| {
+                    normalise_to(pixels, row);
+                    row.iter_mut().zip(mean).for_each(|(x, mean)| *x -= mean);
+                });
+                let size = (count, len);
+                let x = ArrayView2::from_shape(size, normal).expect("rows of one length");
+                let mut out = ArrayViewMut2::from_shape(size, white).expect("rows of one length");
+                general_mat_mul(1.0, &x, matrix, 0.0, &mut out);
+            }
+        }
     }
 
     /// The change of the picture that changes its preprocessed values by `values`: what a filter or stimulus looks like in
-    /// pixels, 0 for no change. Exact for ZCA; for a convolution the least-squares solution.
+    /// pixels, 0 for no change, in units of the picture's contrast. Exact without whitening and for ZCA; for a convolution
+    /// the least-squares solution. Local contrast normalisation divides by what it finds in each picture, and that cannot be
+    /// undone: what is undone, by least squares, is the subtraction of the local mean, so contrast stays the same everywhere.
     pub fn unwhiten(&self, values: ArrayView3<f32>) -> Array3<f32> {
         match &self.transform {
             Transform::None => values.to_owned(),
+            Transform::Contrast { scale } => values.map(|x| x / scale),
+            Transform::Lcn { window, scale } => {
+                let before = values.map(|x| x / scale);
+                deconvolve(&local::subtraction(window, self.shape.channels), before.view())
+            }
             Transform::Zca { inverse, .. } => {
                 let x = inverse.dot(&Array1::from_iter(values.iter().copied()));
                 x.into_shape_with_order(dims(self.shape)).expect("a picture's values")
@@ -265,194 +348,5 @@ impl Spectrum {
     }
 }
 
-/// Memory for preprocessing, kept so that nothing is allocated from the second minibatch on.
-#[derive(Default)]
-pub struct Scratch {
-    /// Pictures with mean and contrast removed, one a row.
-    normal: Vec<f32>,
-    /// Preprocessed pictures, one a row.
-    white: Vec<f32>,
-}
-
-/// Pictures of a dataset as the network takes them: preprocessed once where that fits in memory, else when asked for.
-pub struct Inputs<'a> {
-    dataset: &'a Dataset,
-    whitening: &'a Whitening,
-    /// All of them, one a row.
-    ready: Option<Vec<f32>>,
-}
-
-impl<'a> Inputs<'a> {
-    /// Preprocesses all pictures now if they take at most `budget` bytes.
-    pub fn new(dataset: &'a Dataset, whitening: &'a Whitening, budget: usize) -> Inputs<'a> {
-        let fits = 4 * dataset.len() * dataset.shape.len() <= budget;
-        let all = || {
-            let mut scratch = Scratch::default();
-            whitening.apply_rows(dataset, &(0..dataset.len()).collect::<Vec<_>>(), &mut scratch);
-            scratch.white
-        };
-        Inputs { dataset, whitening, ready: fits.then(all) }
-    }
-
-    /// Pictures there are.
-    pub fn len(&self) -> usize {
-        self.dataset.len()
-    }
-
-    /// True if there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// One picture's values.
-    pub fn picture(&self, index: usize) -> Array3<f32> {
-        let len = self.dataset.shape.len();
-        let values = match &self.ready {
-            Some(ready) => ready[index * len..][..len].to_vec(),
-            None => self.whitening.apply(self.dataset.pixels(index)),
-        };
-        Array3::from_shape_vec(dims(self.dataset.shape), values).expect("a picture's values")
-    }
-
-    /// Makes these pictures the minibatch of `work`.
-    pub fn load(&self, indices: &[usize], work: &mut Workspace) {
-        work.start(indices.len());
-        self.fill(indices, work.lanes, &mut work.input, &mut Scratch::default());
-    }
-
-    /// Writes these pictures into the first of `lanes` lanes of `input`, `[row, column, channel, lane]`.
-    pub fn fill(&self, indices: &[usize], lanes: usize, input: &mut [f32], scratch: &mut Scratch) {
-        /// Places that are done together: each row is read, and each line of the cache written, in one go.
-        const RUN: usize = 64;
-        let MapShape { channels, .. } = self.dataset.shape;
-        let len = self.dataset.shape.len();
-        assert!(indices.len() <= lanes && input.len() == len * lanes, "a minibatch of another size");
-        if self.ready.is_none() {
-            self.whitening.apply_rows(self.dataset, indices, scratch);
-        }
-        let row = |lane: usize| match &self.ready {
-            Some(ready) => &ready[indices[lane] * len..][..len],
-            None => &scratch.white[lane * len..][..len],
-        };
-        let plane = len / channels;
-        for (number, places) in input.chunks_mut(RUN * channels * lanes).enumerate() {
-            for (channel, group) in (0..channels).flat_map(|c| (0..lanes).step_by(LANES).map(move |g| (c, g)))
-            {
-                for lane in group..indices.len().min(group + LANES) {
-                    let values = &row(lane)[channel * plane + number * RUN..];
-                    let places = places[channel * lanes + lane..].iter_mut().step_by(channels * lanes);
-                    places.zip(values).for_each(|(place, value)| *place = *value);
-                }
-            }
-        }
-    }
-
-    /// Tells the system which pictures [`fill`](Self::fill) is about to read.
-    pub fn announce(&self, indices: &[usize]) {
-        if self.ready.is_none() {
-            indices.iter().for_each(|&index| self.dataset.announce(index));
-        }
-    }
-
-    /// Mean norm of the first pictures: the size of a natural picture.
-    pub fn natural_norm(&self) -> f32 {
-        let count = self.len().min(1000);
-        let norm = |index| self.picture(index).iter().map(|x| x * x).sum::<f32>().sqrt();
-        (0..count).into_par_iter().map(norm).sum::<f32>() / count as f32
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Input;
-
-    /// Smooth random pictures: neighbouring pixels agree.
-    fn pictures(shape: MapShape, count: usize) -> Dataset {
-        let mut rng = rng::stream(1, "test pictures", 0);
-        let (rows, cols) = (shape.rows as f32, shape.cols as f32);
-        let mut pixels = Vec::new();
-        for _ in 0..count {
-            let waves: Vec<[f32; 4]> = (0..6).map(|_| rng.random::<[f32; 4]>()).collect();
-            for c in 0..shape.channels {
-                for y in 0..shape.rows {
-                    for x in 0..shape.cols {
-                        let wave = |[fy, fx, phase, size]: &[f32; 4]| {
-                            let angle =
-                                9.0 * (fy * y as f32 / rows + fx * x as f32 / cols + phase + 0.1 * c as f32);
-                            size * angle.sin()
-                        };
-                        let value =
-                            128.0 + 40.0 * waves.iter().map(wave).sum::<f32>() + 10.0 * rng.random::<f32>();
-                        pixels.push(value.clamp(0.0, 255.0) as u8);
-                    }
-                }
-            }
-        }
-        Dataset::from_pixels(shape, pixels)
-    }
-
-    fn fitted(preprocess: Preprocess, shape: MapShape) -> (Dataset, Whitening) {
-        let pictures = pictures(shape, 600);
-        let input = Input {
-            channels: shape.channels,
-            height: shape.rows,
-            width: shape.cols,
-            preprocess,
-            floor: 0.05,
-            ..Input::default()
-        };
-        let whitening = Whitening::fit(&input, &pictures, 0).unwrap();
-        (pictures, whitening)
-    }
-
-    #[test]
-    fn whitened_pictures_have_variance_1_and_come_back() {
-        for (preprocess, error) in [(Preprocess::Zca, 0.01), (Preprocess::Conv, 0.1)] {
-            let shape = MapShape { channels: 3, rows: 14, cols: 11 };
-            let (pictures, whitening) = fitted(preprocess, shape);
-            let all: Vec<usize> = (0..pictures.len()).collect();
-            let white = whitening.apply_all(&pictures, &all);
-            let variance = white.iter().map(|x| x * x).sum::<f32>() / white.len() as f32;
-            assert!((0.8..1.25).contains(&variance), "{preprocess:?}: variance {variance}");
-            let one = Array3::from_shape_vec(dims(shape), whitening.apply(pictures.pixels(7))).unwrap();
-            let mut back = whitening.unwhiten(one.view());
-            if let Transform::Zca { mean, .. } = &whitening.transform {
-                back += &mean.view().into_shape_with_order(dims(shape)).unwrap();
-            }
-            let wanted = normalise(pictures.pixels(7));
-            let worst =
-                back.iter().zip(&wanted).map(|(a, b)| (a - b).powi(2)).sum::<f32>() / wanted.len() as f32;
-            assert!(worst < error, "{preprocess:?}: mean squared error {worst}");
-        }
-    }
-
-    #[test]
-    fn minibatches_are_the_same_whether_pictures_are_kept_or_made_when_asked_for() {
-        for preprocess in [Preprocess::None, Preprocess::Zca, Preprocess::Conv] {
-            let shape = MapShape { channels: 3, rows: 13, cols: 11 };
-            let (pictures, whitening) = fitted(preprocess, shape);
-            let indices: Vec<usize> = (0..21).map(|n| 17 * n % 600).collect();
-            for budget in [0, usize::MAX] {
-                let inputs = Inputs::new(&pictures, &whitening, budget);
-                let mut input = vec![0.0; shape.len() * 32];
-                inputs.fill(&indices, 32, &mut input, &mut Scratch::default());
-                for (lane, &index) in indices.iter().enumerate() {
-                    let wanted = whitening.apply(pictures.pixels(index));
-                    for (at, &want) in wanted.iter().enumerate() {
-                        let (channel, place) = (at / (13 * 11), at % (13 * 11));
-                        let got = input[(place * 3 + channel) * 32 + lane];
-                        assert!((got - want).abs() < 1e-4, "{preprocess:?} {budget}: {got} != {want}");
-                    }
-                }
-                assert!(input.chunks(32).all(|lanes| lanes[21..].iter().all(|&x| x == 0.0)));
-            }
-        }
-    }
-
-    #[test]
-    fn a_flat_picture_becomes_zero_not_nan() {
-        let (_, whitening) = fitted(Preprocess::Conv, MapShape { channels: 1, rows: 12, cols: 12 });
-        assert!(whitening.apply(&[77; 144]).iter().all(|x| x.abs() < 1e-3));
-    }
-}
+mod tests;

@@ -235,7 +235,7 @@ pub fn visualize(
         frames: frames.into(),
         frame_count: dataset.len(),
         stage_units: (0..count).map(|stage| network.shape(stage, choice.kind).len()).collect(),
-        whitened: whitening.transform != crate::network::preprocess::Transform::None,
+        whitened: whitening.mixes_pixels(),
         units: pages,
     };
     let path = partial.join("units.json");
@@ -347,7 +347,7 @@ impl Writer<'_> {
         }
         let shape = self.dataset.shape;
         let tile =
-            |a: &Answer| pixel_tile(self.dataset.pixels(a.frame), shape.channels, shape.rows, shape.cols);
+            |a: &Answer| pixel_tile(&self.dataset.pixels(a.frame), shape.channels, shape.rows, shape.cols);
         let tiles: Vec<RgbImage> = top.iter().map(tile).collect();
         let top_picture = folder.join(format!("{name}-top.png"));
         save_png(&grid(&tiles, tiles.len(), 1), &self.folder.join(&top_picture))?;

@@ -54,7 +54,7 @@ const LOOKED_AT: usize = 500;
 pub fn check_frames(config: &RunConfig, frames: &Dataset) -> Result<Vec<String>> {
     let count = frames.len();
     let flat = |index: usize| {
-        let pixels = frames.pixels(index);
+        let pixels = frames.kept_pixels(index);
         pixels.iter().all(|pixel| *pixel == pixels[0])
     };
     if (0..count).all(flat) {
@@ -71,7 +71,7 @@ pub fn check_frames(config: &RunConfig, frames: &Dataset) -> Result<Vec<String>>
     let mut chosen =
         rand::seq::index::sample(&mut rng::stream(0, "alike", 0), count, count.min(LOOKED_AT)).into_vec();
     chosen.sort_unstable();
-    let some: Vec<_> = chosen.iter().map(|&index| frames.pixels(index)).collect();
+    let some: Vec<_> = chosen.iter().map(|&index| frames.kept_pixels(index)).collect();
     let mut hashes: Vec<u64> = some.iter().map(|pixels| rng::stable_hash(pixels)).collect();
     hashes.sort_unstable();
     hashes.dedup();

@@ -26,7 +26,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::config::{OnDivergence, RunConfig};
-use crate::dataset::{Dataset, Shuffle, Split, available_memory};
+use crate::dataset::{Augment, Dataset, Shuffle, Split, available_memory};
 use crate::error::{Error, Result};
 use crate::kernels::{Buffer, Cpu, lanes_for, machine};
 use crate::network::checkpoint::{self, Checkpoint};
@@ -242,7 +242,8 @@ pub fn train(
     let costs = costs(config);
     let negligible = WHITENING_SHARE * whitening.flops() < costs[0].learn_flops;
     let budget = if negligible { 0 } else { available_memory() / 4 };
-    let inputs = Inputs::new(frames, &whitening, budget as usize);
+    let augment = Augment::new(&config.input, state.seed);
+    let inputs = Inputs::for_training(frames, &whitening, budget as usize, augment);
     let pools = Pools::new(threads, replicas, config.training.mode)?;
     let rows = run::rows(config, threads, replicas);
     let skipped = AtomicUsize::new(0);
@@ -350,7 +351,7 @@ fn prepare<'a>(
         std::mem::swap(&mut indices, &mut following);
         batch(number + 1, &mut following);
         inputs.announce(&following);
-        inputs.fill(&indices, lanes, buffer, &mut scratch);
+        inputs.fill_minibatch(number, &indices, lanes, buffer, &mut scratch);
         Ok(())
     }
 }

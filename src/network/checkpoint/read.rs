@@ -15,7 +15,7 @@ use super::{Blocks, Checkpoint, FORMAT, Header, NamedArrays, dtype_of, shape_in_
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::network::Network;
-use crate::network::preprocess::{Transform, Whitening};
+use crate::network::preprocess::{Transform, Whitening, window};
 
 /// Safetensors files of a checkpoint, mapped into memory.
 pub(super) struct Files {
@@ -188,13 +188,21 @@ pub(super) fn read_whitening(config: &RunConfig, files: &[Parsed], folder: &Path
     let shape = config.input_shape();
     let (n, channels) = (shape.len(), shape.channels);
     let read = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
-        Ok(Found::new(files, folder, &format!("whitening.{name}"), Dtype::F32, shape)?.values(0, 1).collect())
+        let name = format!("whitening.{name}");
+        let values: Vec<f32> = Found::new(files, folder, &name, Dtype::F32, shape)?.values(0, 1).collect();
+        match values.iter().all(|value| value.is_finite()) {
+            true => Ok(values),
+            false => Err(Error::bad_file(folder, format!("tensor `{name}` holds what is no number"))),
+        }
     };
+    let scale = || -> Result<f32> { Ok(read("scale", &[1])?[0]) };
     let square = |name: &str| -> Result<Array2<f32>> {
         Ok(Array2::from_shape_vec((n, n), read(name, &[n, n])?).expect("shape was checked"))
     };
     let transform = match config.input.preprocess {
         Preprocess::None => Transform::None,
+        Preprocess::Contrast => Transform::Contrast { scale: scale()? },
+        Preprocess::Lcn => Transform::Lcn { window: window(&config.input, shape), scale: scale()? },
         Preprocess::Zca => Transform::Zca {
             mean: Array1::from_vec(read("mean", &[n])?),
             matrix: square("matrix")?,
