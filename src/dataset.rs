@@ -6,6 +6,7 @@ mod cache;
 mod split;
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::path::Path;
 
 use memmap2::{Advice, Mmap, MmapMut};
@@ -32,6 +33,8 @@ pub struct Dataset {
     fingerprint: String,
     /// `[picture, channel, row, column]`, as kept.
     pixels: Mmap,
+    /// The file they are in, if they are in one.
+    file: Option<File>,
     /// Their file while it is not kept.
     pending: Option<cache::Pending>,
 }
@@ -88,7 +91,14 @@ impl Dataset {
         let mut map = MmapMut::map_anon(pixels.len()).expect("memory for a copy of the pixels");
         map.copy_from_slice(&pixels);
         let pixels = map.make_read_only().expect("own memory can be made read-only");
-        Dataset { shape, kept, keys, warnings: Vec::new(), fingerprint, pixels, pending: None }
+        Dataset { shape, kept, keys, warnings: Vec::new(), fingerprint, pixels, file: None, pending: None }
+    }
+
+    /// Pictures, from the first, that can be read now: all, unless someone cut their file short. To read others would end the
+    /// process.
+    pub fn readable(&self) -> usize {
+        let bytes = self.file.as_ref().and_then(|file| file.metadata().ok()).map(|metadata| metadata.len());
+        bytes.map_or(self.len(), |bytes| self.len().min(bytes as usize / self.kept.len()))
     }
 
     /// Pictures in it.

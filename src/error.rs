@@ -111,6 +111,17 @@ impl Error {
         Error::BadFile { path: path.as_ref().to_path_buf(), problem: lines.join("; ") }
     }
 
+    /// True if a disk has no room.
+    pub fn is_full_disk(&self) -> bool {
+        match self {
+            Error::NoRoom { .. } => true,
+            Error::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+
     /// True if the user's settings or command line are at fault rather than a file (exit code 2).
     pub fn is_usage(&self) -> bool {
         matches!(

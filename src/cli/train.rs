@@ -83,7 +83,7 @@ pub fn show(bar: &ProgressBar, happened: Happened) {
         }
         Happened::Line(line) => bar.set_message(message(line)),
         Happened::Validation(_) => {}
-        Happened::Note(note) => bar.suspend(|| say!("note: {note}")),
+        Happened::Note(note) => bar.suspend(|| say!("warning: {note}")),
     }
 }
 

@@ -131,7 +131,16 @@ pub(super) fn open(
         return Err(Some("is damaged: its content is not what was written".into()));
     }
     let warnings = [store.warnings(), &index.warnings].concat();
-    Ok(Dataset { shape, kept, keys, warnings, fingerprint: index.fingerprint, pixels, pending: None })
+    Ok(Dataset {
+        shape,
+        kept,
+        keys,
+        warnings,
+        fingerprint: index.fingerprint,
+        pixels,
+        file: Some(file),
+        pending: None,
+    })
 }
 
 /// Decodes all pictures of the store, at a size and a margin, into a file in `folder`: one that [`Pending::keep`] can give its name, or one without a
@@ -175,7 +184,16 @@ pub(super) fn build(
     }
     let (pixels, keys) = (map(&file, &path)?, keys(store, &index.left_out));
     let warnings = [store.warnings(), &index.warnings].concat();
-    Ok(Dataset { shape, kept, keys, warnings, fingerprint: index.fingerprint, pixels, pending })
+    Ok(Dataset {
+        shape,
+        kept,
+        keys,
+        warnings,
+        fingerprint: index.fingerprint,
+        pixels,
+        file: Some(file),
+        pending,
+    })
 }
 
 /// Names of the pictures of a store without those whose numbers, in ascending order, are left out.
@@ -223,8 +241,12 @@ fn decode(
     }
     writer.flush().map_err(Error::io(path, "write"))?;
     let len = hashes.len();
+    if !index.left_out.is_empty() {
+        let (out, all) = (index.left_out.len(), store.len());
+        index.warnings.insert(0, format!("{out} of {all} pictures could not be read and are left out"));
+    }
     if len == 0 {
-        let first = index.warnings.first().and_then(|warning| warning.strip_prefix(LEFT_OUT));
+        let first = index.warnings.iter().find_map(|warning| warning.strip_prefix(LEFT_OUT));
         let (first, count) = (first.unwrap_or_default(), index.left_out.len());
         return Err(Error::Mismatch(format!("none of {count} pictures can be read; the first: {first}")));
     }

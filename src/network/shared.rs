@@ -45,6 +45,13 @@ pub struct Fetched {
     own: u64,
 }
 
+impl Fetched {
+    /// Updates that were counted by then: all of them are in what is read afterwards.
+    pub fn updates(&self) -> u64 {
+        self.at
+    }
+}
+
 impl Clock {
     /// At no update.
     #[expect(clippy::new_without_default, reason = "it begins when a run does")]

@@ -58,7 +58,7 @@ impl Board {
             values.extend(of_stage.map(|(name, value)| (format!("{name}/stage {}", stage.stage), value)));
             // A line of few steps may have none.
             let seen = norms.into_iter().filter(|(_, norm)| *norm > 0.0);
-            values.extend(seen.map(|(name, norm)| (format!("norm/{name} {}", stage.stage), norm)));
+            values.extend(seen.map(|(name, norm)| (format!("norm/{name} stage {}", stage.stage), norm)));
         }
         self.events.scalars(line.step, &values)?;
         if !line.staleness.is_empty() {

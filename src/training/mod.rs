@@ -20,12 +20,12 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::config::{OnDivergence, RunConfig};
+use crate::config::{OnDivergence, OnFullDisk, RunConfig};
 use crate::dataset::{Augment, Dataset, Shuffle, Split, available_memory};
 use crate::error::{Error, Result};
 use crate::kernels::{Buffer, Cpu, lanes_for, machine};
@@ -246,9 +246,11 @@ pub fn train(
     let inputs = Inputs::for_training(frames, &whitening, budget as usize, augment);
     let pools = Pools::new(threads, replicas, config.training.mode)?;
     let rows = run::rows(config, threads, replicas);
-    let skipped = AtomicUsize::new(0);
+    let skipped = Skipped::default();
     let (batch, every) = (config.training.batch as u64, config.training.log_every);
     let bytes = (state.log_bytes, state.validation_bytes);
+    let mut monitor = Monitor::open(out, bytes, (state.step, batch), every)?;
+    monitor.goes_on_when_full(config.training.on_full_disk == OnFullDisk::GoOn);
     let mut run = Run {
         config,
         out,
@@ -259,7 +261,8 @@ pub fn train(
         split: &split,
         peak: 1e9 * pools.all.install(|| machine::fma_peak(cpu, PEAK_MS)),
         pools,
-        monitor: Mutex::new(Monitor::open(out, bytes, (state.step, batch), every)?),
+        monitor: Mutex::new(monitor),
+        health: Mutex::default(),
         board: Mutex::new(Board::create(out, config, state.step)?),
         skipped: &skipped,
         options,
@@ -286,7 +289,8 @@ pub fn train(
             let left =
                 phases.iter().skip(state.phase).map(|(_, steps)| steps).sum::<u64>() - state.phase_step;
             let numbers = state.step..state.step + left;
-            let prepare = prepare(&inputs, &split, shuffle, lanes_for(config.training.batch), state.step);
+            let prepare =
+                prepare(&inputs, &split, &skipped, shuffle, lanes_for(config.training.batch), state.step);
             let feeder = Feeder::start(scope, numbers, (ahead(replicas), inputs_len(config)), prepare)?;
             run.train(&mut state, &feeder)
         });
@@ -333,10 +337,43 @@ pub fn train(
     Ok(summary)
 }
 
+/// Pictures that were passed over since they could not be read.
+#[derive(Default)]
+struct Skipped {
+    count: AtomicUsize,
+    /// Written down once.
+    note: Mutex<Option<String>>,
+}
+
+/// Puts pictures that can be read in the place of those that no longer can.
+///
+/// # Errors
+/// There are none any more.
+fn pass_over(readable: usize, len: usize, indices: &mut [usize], skipped: &Skipped) -> Result<()> {
+    if readable == len {
+        return Ok(());
+    }
+    if readable == 0 {
+        return Err(Error::Mismatch(
+            "the decoded frames of the run, frames.u8, were emptied while it trained".into(),
+        ));
+    }
+    for index in indices.iter_mut().filter(|index| **index >= readable) {
+        if skipped.count.fetch_add(1, Ordering::Relaxed) == 0 {
+            let note =
+                format!("frames.u8 was cut short: {} of {len} pictures are passed over", len - readable);
+            skipped.note.lock().expect("no one panics").get_or_insert(note);
+        }
+        *index %= readable;
+    }
+    Ok(())
+}
+
 /// What prepares the minibatches of a run, in turn from number `first`.
 fn prepare<'a>(
     inputs: &'a Inputs,
     split: &'a Split,
+    skipped: &'a Skipped,
     mut shuffle: Shuffle,
     lanes: usize,
     first: u64,
@@ -350,6 +387,7 @@ fn prepare<'a>(
     move |number, buffer| {
         std::mem::swap(&mut indices, &mut following);
         batch(number + 1, &mut following);
+        pass_over(inputs.readable(), inputs.len(), &mut indices, skipped)?;
         inputs.announce(&following);
         inputs.fill_minibatch(number, &indices, lanes, buffer, &mut scratch);
         Ok(())

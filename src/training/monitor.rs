@@ -160,6 +160,8 @@ pub struct Done<'a> {
 struct Lines {
     path: PathBuf,
     file: File,
+    /// What does not fit on the disk is left out.
+    goes_on_when_full: bool,
 }
 
 impl Lines {
@@ -175,12 +177,19 @@ impl Lines {
             Ok(file)
         };
         let file = open().map_err(Error::io(&path, "write"))?;
-        Ok(Lines { path, file })
+        Ok(Lines { path, file, goes_on_when_full: false })
     }
 
     fn write(&mut self, line: &impl Serialize) -> Result<()> {
         let text = serde_json::to_string(line).expect("a line is plain data") + "\n";
-        self.file.write_all(text.as_bytes()).map_err(Error::io(&self.path, "write"))
+        let before = self.bytes()?;
+        let written = self.file.write_all(text.as_bytes()).map_err(Error::io(&self.path, "write"));
+        if written.is_err() {
+            // Half a line would spoil the next one; the error that matters is the first.
+            let _ = self.file.set_len(before).and_then(|()| self.file.seek(SeekFrom::Start(before)));
+        }
+        let left_out = self.goes_on_when_full && written.as_ref().is_err_and(Error::is_full_disk);
+        if left_out { Ok(()) } else { written }
     }
 
     fn bytes(&mut self) -> Result<u64> {
@@ -217,6 +226,13 @@ impl Monitor {
             since: Instant::now(),
             totals: Totals::default(),
         })
+    }
+
+    /// Whether what does not fit on the disk is left out, instead of being an error.
+    pub fn goes_on_when_full(&mut self, goes_on: bool) {
+        for lines in [&mut self.log, &mut self.validation, &mut self.notes] {
+            lines.goes_on_when_full = goes_on;
+        }
     }
 
     /// Begins a new stretch of time, after a pause that counts for nothing.

@@ -1,11 +1,11 @@
 //! A run in progress: stretches of training between validations and checkpoints.
 
+use std::fs;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
 use rayon::ThreadPool;
 
@@ -17,7 +17,7 @@ use super::optimiser::{Step, schedule};
 use super::replica::{Job, Norms, Replica, Store, learn_together};
 use super::state::{Best, FramesUsed, State};
 use super::validate::{StageValidation, Validation, revive, validate};
-use super::{Happened, Options};
+use super::{Happened, Options, Skipped};
 use crate::config::{DeadUnits, Mode, OnFullDisk, RunConfig, Training};
 use crate::dataset::Split;
 use crate::error::{Error, Result};
@@ -37,9 +37,10 @@ pub(super) struct Run<'a, W> {
     pub replicas: Vec<Replica>,
     pub pools: Pools,
     pub monitor: Mutex<Monitor>,
+    pub health: Mutex<Health>,
     pub board: Mutex<Board>,
     /// Pictures that the feeder passed over.
-    pub skipped: &'a AtomicUsize,
+    pub skipped: &'a Skipped,
     pub options: &'a Options<'a>,
     pub watch: &'a W,
     /// When the last checkpoint was written.
@@ -126,7 +127,7 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
             let interrupted = self.options.interrupted.load(Ordering::Relaxed) != 0;
             let save = at_end || late || interrupted || due(training.checkpoint_steps);
             // Of frames only at steps that do not depend on the clock: what is done about dead units repeats.
-            let by_step = at_end || due(training.validate_every) || due(training.checkpoint_steps);
+            let by_step = at_end || due(training.validate_every);
             let validation =
                 if by_step || save { Some(self.validate(state, stages, (by_step, save))?) } else { None };
             if at_end {
@@ -150,9 +151,11 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
         let until = stretch.begun + Duration::from_secs_f64(left.clamp(0.0, 1e9));
         let mut replicas = std::mem::take(&mut self.replicas);
         self.lock_monitor().start();
-        let health = Mutex::new(Health::default());
+        if state.phase_step == 0 {
+            self.health = Mutex::default();
+        }
         let norms = Norms::new(self.config.stages.len());
-        let shift = Shared { run: self, stretch, feeder, until, health: &health, norms: &norms };
+        let shift = Shared { run: self, stretch, feeder, until, norms: &norms };
         let outcome = match together(training.mode, replicas.len()) {
             true => self.pools.all.install(|| shift.in_rounds(&mut replicas)),
             false => shift.each_for_itself(&mut replicas),
@@ -192,10 +195,17 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
     fn logged(&self, step: u64, line: Option<LogLine>) -> Result<()> {
         (self.watch)(Happened::Step(step));
         if let Some(line) = line {
-            self.board.lock().expect("no replica panics").log(&line)?;
+            self.on_board(|board| board.log(&line))?;
             (self.watch)(Happened::Line(&line));
         }
         Ok(())
+    }
+
+    /// Lets `show` write for TensorBoard; on a full disk that is left out, where the run is to go on.
+    fn on_board(&self, show: impl FnOnce(&mut Board) -> Result<()>) -> Result<()> {
+        let shown = show(&mut self.board.lock().expect("no replica panics"));
+        let goes_on = self.config.training.on_full_disk == OnFullDisk::GoOn;
+        if goes_on && shown.as_ref().is_err_and(Error::is_full_disk) { Ok(()) } else { shown }
     }
 
     /// Writes down what is no news to who watches.
@@ -216,9 +226,11 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
         self.store.network = network;
         let bytes = (state.log_bytes, state.validation_bytes);
         let (batch, every) = (self.config.training.batch as u64, self.config.training.log_every);
-        let monitor = Monitor::open(self.out, bytes, (state.step, batch), every)?;
+        let mut monitor = Monitor::open(self.out, bytes, (state.step, batch), every)?;
+        monitor.goes_on_when_full(self.config.training.on_full_disk == OnFullDisk::GoOn);
         *self.lock_monitor() = monitor;
         *self.board.lock().expect("no replica panics") = Board::create(self.out, self.config, state.step)?;
+        self.health = Mutex::default();
         for replica in &mut self.replicas {
             replica.forget();
         }
@@ -246,6 +258,8 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
             // No frames are held out of few: these tell of units at least.
             false => self.split.training.iter().take(500).map(|&n| n as usize).collect(),
         };
+        let readable = self.inputs.readable();
+        let frames: Vec<usize> = frames.into_iter().filter(|&frame| frame < readable).collect();
         let Run { store, replicas, inputs, pools, .. } = self;
         let found = pools.all.install(|| validate(&store.network, replicas, inputs, &frames, stages));
         let reviving = self.config.training.dead_units == DeadUnits::Revive && by_step && state.step > 0;
@@ -264,8 +278,7 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
         let validation =
             Validation { step, images, seconds, frames: frames.len(), held_out, stages: of_stages };
         self.lock_monitor().validated(&validation)?;
-        let board = &mut *self.board.lock().expect("no replica panics");
-        board.validation(&validation, &self.store.network, pictures)?;
+        self.on_board(|board| board.validation(&validation, &self.store.network, pictures))?;
         (self.watch)(Happened::Validation(&validation));
         (state.log_bytes, state.validation_bytes) = self.lock_monitor().bytes()?;
         Ok(validation)
@@ -295,7 +308,7 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
         }
         let (network, whitening) = (&self.store.network, self.whitening);
         match checkpoint::save(&folder, self.config, network, whitening, &state.frames.fingerprint, state) {
-            Err(error) if is_full(&error) && self.config.training.on_full_disk == OnFullDisk::GoOn => {
+            Err(error) if error.is_full_disk() && self.config.training.on_full_disk == OnFullDisk::GoOn => {
                 state.best = before;
                 return self.note(
                     state.step,
@@ -315,23 +328,12 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
     }
 }
 
-fn is_full(error: &Error) -> bool {
-    match error {
-        Error::NoRoom { .. } => true,
-        Error::Io { source, .. } => {
-            matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-        }
-        _ => false,
-    }
-}
-
 /// What the replicas of a stretch share.
 struct Shared<'a, 'r, W> {
     run: &'a Run<'r, W>,
     stretch: &'a Stretch,
     feeder: &'a Feeder,
     until: Instant,
-    health: &'a Mutex<Health>,
     norms: &'a Norms,
 }
 
@@ -352,8 +354,11 @@ impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
     /// Takes the losses of `steps` steps up to `number`.
     fn record(&self, number: u64, steps: u64, losses: &[Loss], stall: Duration, norms: bool) -> Result<()> {
         let (stages, jump) = (&self.stretch.stages, self.run.config.training.loss_jump);
-        self.health.lock().expect("no replica panics").check(losses, stages.start, number, jump)?;
-        let skipped = self.run.skipped.swap(0, Ordering::Relaxed) as u64;
+        self.run.health.lock().expect("no replica panics").check(losses, stages.start, number, jump)?;
+        let skipped = self.run.skipped.count.swap(0, Ordering::Relaxed) as u64;
+        let note =
+            if skipped > 0 { self.run.skipped.note.lock().expect("no one panics").take() } else { None };
+        note.map_or(Ok(()), |note| self.run.note(number, &note))?;
         let done = Done { steps, losses, stall, skipped };
         let mut monitor = self.run.lock_monitor();
         if norms {

@@ -73,6 +73,11 @@ impl<'a> Inputs<'a> {
         self.len() == 0
     }
 
+    /// Pictures, from the first, that can be read now, see [`Dataset::readable`].
+    pub fn readable(&self) -> usize {
+        if self.ready.is_some() { self.len() } else { self.dataset.readable() }
+    }
+
     /// One picture's values.
     pub fn picture(&self, index: usize) -> Array3<f32> {
         let len = self.dataset.shape.len();

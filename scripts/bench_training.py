@@ -1,0 +1,98 @@
+"""Whether replicas that do not wait for each other learn as well, how much faster they are, and whether memory grows.
+
+    python3 scripts/bench_training.py curves FRAMES        sync with 1 replica, async with 2 and with 8, three seeds each
+    python3 scripts/bench_training.py throughput FRAMES    one replica on one thread and two on two, in turn, 5 rounds
+    python3 scripts/bench_training.py memory FRAMES [MINUTES]   resident memory over a run of two hours
+
+FRAMES is what `striate train` takes. Uses target/release/striate; runs lie in outputs/bench/training and are removed first.
+"""
+
+import json
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STRIATE = ROOT / "target/release/striate"
+OUT = ROOT / "outputs/bench/training"
+STEPS = [2000, 2000, 4000]
+
+
+def command(frames, name, settings, threads, seed):
+    shutil.rmtree(OUT / name, ignore_errors=True)
+    line = [STRIATE, "train", ROOT / "configs/small.toml", "--frames", frames, "--out", OUT / name]
+    line += ["--threads", str(threads), "--seed", str(seed), "--json", "--quiet"]
+    return [str(word) for word in line] + [f"--set={setting}" for setting in settings]
+
+
+def train(*arguments):
+    return json.loads(subprocess.run(command(*arguments), check=True, capture_output=True, text=True).stdout)
+
+
+def curves(frames):
+    print("| seed | replicas | held-out loss of stage 1, 2, 3 | to sync | staleness, mean and largest |\n|---|---|---|---|---|")
+    worst = 0
+    for seed in range(3):
+        reference = None
+        for name, replicas, threads in [("sync", 1, 2), ("async", 2, 2), ("async", 8, 2)]:
+            settings = [f"training.mode={name}", f"training.replicas={replicas}", f"training.steps={STEPS}"]
+            result = train(frames, f"{name}-{replicas}", settings, threads, seed)
+            losses = [stage["validation_loss"] for stage in result["stages"]]
+            reference = reference or losses
+            apart = [100 * (loss / wanted - 1) for loss, wanted in zip(losses, reference)]
+            worst = max([worst] + [abs(share) for share in apart])
+            shown = ", ".join(f"{loss:.2f}" for loss in losses)
+            differences = ", ".join(f"{share:+.1f} %" for share in apart)
+            age = f"{result['mean_staleness']:.2f}, {len(result['staleness']) - 1}"
+            print(f"| {seed} | {name} {replicas} | {shown} | {differences} | {age} |", flush=True)
+    print(f"\nlargest difference {worst:.1f} %, of {result['held_out']} held-out frames, {result['images']} images each")
+
+
+def throughput(frames):
+    ratios = []
+    for number in range(5):
+        rate = {}
+        for replicas in (1, 2) if number % 2 == 0 else (2, 1):
+            settings = [f"training.replicas={replicas}", f"training.steps={STEPS}"]
+            result = train(frames, f"speed-{replicas}", settings, replicas, 0)
+            rate[replicas] = result["images"] / result["seconds"]
+        ratios.append(rate[2] / rate[1])
+        print(f"one replica {rate[1]:.0f} images/s, two {rate[2]:.0f}: {ratios[-1]:.2f}", flush=True)
+    print(f"median {statistics.median(ratios):.2f}")
+
+
+def memory(frames, minutes):
+    # Longer than it may take, stage after stage.
+    settings = ["training.steps=[100000000,1,1]", "training.validate_every=5000", "training.checkpoint_minutes=2"]
+    with subprocess.Popen(command(frames, "memory", settings, 2, 0)) as child:
+        begun, seen = time.time(), []
+        while time.time() - begun < 60 * minutes and child.poll() is None:
+            time.sleep(min(30, 6 * minutes))
+            status = pathlib.Path(f"/proc/{child.pid}/status").read_text()
+            resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
+            seen.append((time.time() - begun, resident / 1024))
+            if len(seen) % 20 == 1:
+                print(f"{seen[-1][0] / 60:.1f} min: {seen[-1][1]:.1f} MiB", flush=True)
+        child.terminate()
+        child.wait()
+    tenth = max(1, len(seen) // 10)
+    early = statistics.median(size for _, size in seen[tenth : 2 * tenth + 1])
+    late = statistics.median(size for _, size in seen[-tenth:])
+    steps = json.loads((OUT / "memory/log.jsonl").read_text().splitlines()[-1])["step"]
+    print(f"{steps} steps in {seen[-1][0] / 60:.0f} minutes: {early:.1f} MiB early, {late:.1f} MiB late")
+
+
+if __name__ == "__main__":
+    what, frames, *rest = sys.argv[1:] or ["", ""]
+    OUT.mkdir(parents=True, exist_ok=True)
+    if what == "curves":
+        curves(frames)
+    elif what == "throughput":
+        throughput(frames)
+    elif what == "memory":
+        memory(frames, float(rest[0]) if rest else 120)
+    else:
+        sys.exit(__doc__)
