@@ -232,7 +232,8 @@ pub struct Training {
     pub checkpoint_steps: u64,
     /// Newest checkpoints that are kept; above 5 GB only one.
     pub keep_last: usize,
-    /// Whether the checkpoint with the lowest validation loss of the stage that learns is kept as well.
+    /// Whether the checkpoint with the lowest validation loss of the stage that learns is kept as well; not above
+    /// 5 GB.
     pub keep_best: bool,
     /// What happens when a checkpoint does not fit on the disk. The one before stays good.
     pub on_full_disk: OnFullDisk,

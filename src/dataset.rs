@@ -7,6 +7,7 @@ mod split;
 
 use std::borrow::Cow;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use memmap2::{Advice, Mmap, MmapMut};
@@ -31,6 +32,8 @@ pub struct Dataset {
     /// What a user should know: pictures that were resized, greyed, or could not be read, and why they were decoded again.
     pub warnings: Vec<String>,
     fingerprint: String,
+    /// Pictures that are the same as another before.
+    copies: usize,
     /// `[picture, channel, row, column]`, as kept.
     pixels: Mmap,
     /// The file they are in, if they are in one.
@@ -87,11 +90,22 @@ impl Dataset {
         let kept = shape.with_margin(margin);
         assert_eq!(pixels.len() % kept.len(), 0, "whole pictures");
         let keys = (0..pixels.len() / kept.len()).map(|index| format!("{index:06}")).collect();
-        let fingerprint = fingerprint(&cache::hashes(&pixels, kept));
+        let hashes = cache::hashes(&pixels, kept);
+        let (fingerprint, copies) = (fingerprint(&hashes), copies(hashes));
         let mut map = MmapMut::map_anon(pixels.len()).expect("memory for a copy of the pixels");
         map.copy_from_slice(&pixels);
         let pixels = map.make_read_only().expect("own memory can be made read-only");
-        Dataset { shape, kept, keys, warnings: Vec::new(), fingerprint, pixels, file: None, pending: None }
+        Dataset {
+            shape,
+            kept,
+            keys,
+            warnings: Vec::new(),
+            fingerprint,
+            copies,
+            pixels,
+            file: None,
+            pending: None,
+        }
     }
 
     /// Pictures, from the first, that can be read now: all, unless someone cut their file short. To read others would end the
@@ -126,6 +140,17 @@ impl Dataset {
         &self.pixels[index * self.kept.len()..][..self.kept.len()]
     }
 
+    /// Reads one picture as kept into `out`; false if it cannot be read any more.
+    pub fn read(&self, index: usize, out: &mut [u8]) -> bool {
+        match &self.file {
+            Some(file) => file.read_exact_at(out, (index * self.kept.len()) as u64).is_ok(),
+            None => {
+                out.copy_from_slice(self.kept_pixels(index));
+                true
+            }
+        }
+    }
+
     /// Pixels by which pictures are kept larger than the network sees them, in height and in width.
     pub fn margin(&self) -> usize {
         self.kept.rows - self.shape.rows
@@ -143,10 +168,23 @@ impl Dataset {
         let _ = self.pixels.advise_range(Advice::WillNeed, index * len, len);
     }
 
+    /// Pictures that are the same as another before.
+    pub fn copies(&self) -> usize {
+        self.copies
+    }
+
     /// A number that changes with the pictures and their order: what a run was trained on.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
+}
+
+/// How many are equal to another before, from the hash of each.
+fn copies(mut hashes: Vec<u64>) -> usize {
+    let all = hashes.len();
+    hashes.sort_unstable();
+    hashes.dedup();
+    all - hashes.len()
 }
 
 /// Of all pictures, from the hash of each.

@@ -74,7 +74,8 @@ pub enum Error {
     Mismatch(String),
     /// The loss is no number any more, or far from what it was.
     #[error(
-        "the loss of stage {stage} {what} at step {step}: a lower training.rate may help; the last checkpoint is good"
+        "the loss of stage {stage} {what} at step {step}: a lower training.rate may help; {}",
+        good.map_or("there is no checkpoint yet".into(), |good| format!("the checkpoint of step {good} is good"))
     )]
     Diverged {
         /// The stage, counted from 1.
@@ -83,6 +84,8 @@ pub enum Error {
         what: String,
         /// The step of the run.
         step: u64,
+        /// Step of the last checkpoint.
+        good: Option<u64>,
     },
     /// The machine lacks the memory or disk space that the job needs.
     #[error("{what} needs {need_bytes} bytes and {have_bytes} are free")]

@@ -53,7 +53,8 @@ struct Look {
     /// Seconds since the log was written to.
     quiet_seconds: Option<f64>,
     last: Option<LogLine>,
-    validation: Option<Validation>,
+    /// The last of each stage.
+    validations: Vec<Validation>,
     checkpoints: Vec<PathBuf>,
     notes: Vec<Note>,
     #[serde(skip)]
@@ -76,7 +77,12 @@ impl Look {
         let steps_planned = config.training.steps.iter().sum();
         let log_path = run.join(monitor::LOG);
         let log: Vec<LogLine> = lines(&log_path)?;
-        let validations: Vec<Validation> = lines(&run.join(monitor::VALIDATION))?;
+        let mut validations: Vec<Validation> = Vec::new();
+        for validation in lines::<Validation>(&run.join(monitor::VALIDATION))? {
+            let stages = |v: &Validation| v.stages.iter().map(|stage| stage.stage).collect::<Vec<_>>();
+            validations.retain(|before| stages(before) != stages(&validation));
+            validations.push(validation);
+        }
         let (last, step) = (log.last().cloned(), log.last().map_or(0, |line| line.step));
         let recent = &log[log.len().saturating_sub(RECENT + 1)..];
         let speed = recent.first().zip(recent.last()).and_then(|(first, last)| {
@@ -93,7 +99,7 @@ impl Look {
             eta_seconds: speed.map(|speed| steps_planned.saturating_sub(step) as f64 / speed),
             quiet_seconds: quiet.map(|quiet| quiet.as_secs_f64()),
             last,
-            validation: validations.last().cloned(),
+            validations,
             checkpoints: checkpoint::all(run),
             notes: lines(&run.join(monitor::NOTES))?,
             log,
@@ -178,7 +184,8 @@ impl fmt::Display for Look {
                 significant(now.encoder_norm),
                 significant(now.decoder_norm),
             )?;
-            let held = self.validation.as_ref().and_then(|v| v.stages.iter().find(|s| s.stage == number));
+            let of_stage = |v: &Validation| v.stages.iter().find(|stage| stage.stage == number).cloned();
+            let held = self.validations.iter().rev().find_map(of_stage);
             if let Some(held) = held {
                 let (loss, dead, saturated, units) =
                     (significant(held.loss), held.dead, held.saturated, held.units);

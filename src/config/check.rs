@@ -142,6 +142,12 @@ impl RunConfig {
                 "1 (replicas change the weights together)",
             )?;
         }
+        ensure(
+            t.global_clip == 0.0 || t.fetch_every == 1,
+            "training.global_clip",
+            format!("{} with fetch_every {}", t.global_clip, t.fetch_every),
+            "0, or fetch_every = 1 (a replica's own weights change before the norm of all gradients is known)",
+        )?;
         ensure((0.0..=0.5).contains(&t.held_out), "training.held_out", t.held_out, "a share from 0 to 0.5")?;
         ensure(
             t.loss_jump == 0.0 || (t.loss_jump.is_finite() && t.loss_jump > 1.0),

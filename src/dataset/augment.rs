@@ -24,7 +24,7 @@ impl Window {
     }
 
     /// Copies it from a picture of size `kept` to one of size `shape`; both `[channel, row, column]`.
-    pub(super) fn cut(self, pixels: &[u8], kept: MapShape, out: &mut [u8], shape: MapShape) {
+    pub(crate) fn cut(self, pixels: &[u8], kept: MapShape, out: &mut [u8], shape: MapShape) {
         assert!(pixels.len() == kept.len() && out.len() == shape.len(), "pictures of other sizes");
         assert!(kept.rows >= shape.rows + self.top && kept.cols >= shape.cols + self.left, "a window inside");
         for (at, row) in out.chunks_exact_mut(shape.cols).enumerate() {

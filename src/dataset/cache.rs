@@ -127,7 +127,8 @@ pub(super) fn open(
         )));
     }
     let pixels = map(&file, &pixels_path).map_err(|e| Some(e.to_string()))?;
-    if super::fingerprint(&hashes(&pixels, kept)) != index.fingerprint {
+    let hashes = hashes(&pixels, kept);
+    if super::fingerprint(&hashes) != index.fingerprint {
         return Err(Some("is damaged: its content is not what was written".into()));
     }
     let warnings = [store.warnings(), &index.warnings].concat();
@@ -138,6 +139,7 @@ pub(super) fn open(
         warnings,
         fingerprint: index.fingerprint,
         pixels,
+        copies: super::copies(hashes),
         file: Some(file),
         pending: None,
     })
@@ -179,6 +181,7 @@ pub(super) fn build(
     let hashes = decode(store, (kept, margin), &file, &path, &mut index, progress)?;
     index.count = hashes.len();
     index.fingerprint = super::fingerprint(&hashes);
+    let copies = super::copies(hashes);
     if let Some(pending) = &mut pending {
         pending.index = serde_json::to_string(&index).expect("an index is plain data") + "\n";
     }
@@ -191,6 +194,7 @@ pub(super) fn build(
         warnings,
         fingerprint: index.fingerprint,
         pixels,
+        copies,
         file: Some(file),
         pending,
     })

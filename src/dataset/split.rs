@@ -20,26 +20,34 @@ pub struct Split {
 }
 
 impl Split {
-    /// Holds out about `share` of the frames with these keys. All frames of a video fall on the same side, if there are
-    /// enough videos, since its frames are much alike; a frame's video is what its key has before a last `-` and number.
+    /// A number that changes with what is held out.
+    pub fn fingerprint(&self) -> String {
+        let bytes: Vec<u8> = self.held_out.iter().flat_map(|number| number.to_le_bytes()).collect();
+        format!("{:016x}", rng::stable_hash(&bytes))
+    }
+}
+
+impl Split {
+    /// Holds out about `share` of the frames with these keys, but never all, nor more than 2,000. A frame's video is what its key
+    /// has before a last `-` and number: since its frames are much alike, all of them fall on the same side, where there are at
+    /// least 20 videos and some are short enough.
     pub fn new(keys: &[String], share: f64, seed: u64) -> Split {
-        let want = ((share * keys.len() as f64).round() as usize).min(MOST);
+        let want = ((share * keys.len() as f64).round() as usize).min(MOST).min(keys.len().saturating_sub(1));
         let order = |name: &str| rng::stable_hash(format!("held out {seed} {name}").as_bytes());
         let mut sources: BTreeMap<(u64, &str), Vec<u32>> = BTreeMap::new();
         for (number, key) in (0..).zip(keys) {
             let source = source(key);
             sources.entry((order(source), source)).or_default().push(number);
         }
-        let largest = sources.values().map(Vec::len).max().unwrap_or(0);
         let mut held_out: Vec<u32> = Vec::new();
-        if sources.len() >= FEW_SOURCES && largest <= want.max(1) {
+        if sources.len() >= FEW_SOURCES {
             for numbers in sources.values() {
-                if held_out.len() >= want {
-                    break;
+                if held_out.len() + numbers.len() <= want {
+                    held_out.extend(numbers);
                 }
-                held_out.extend(numbers);
             }
-        } else {
+        }
+        if held_out.is_empty() {
             let mut all: Vec<(u64, u32)> =
                 (0..).zip(keys).map(|(number, key)| (order(key), number)).collect();
             all.sort_unstable();
@@ -78,13 +86,20 @@ mod tests {
         }
         assert_eq!(split, Split::new(&keys, 0.05, 3));
         assert_ne!(split, Split::new(&keys, 0.05, 4));
+        // A video longer than the share is passed by.
+        let long = (0..100).map(|frame| format!("long-{frame}"));
+        let split = Split::new(&[&keys[..], &long.collect::<Vec<_>>()].concat(), 0.05, 3);
+        assert_eq!(split.held_out.len(), 50);
+        assert!(split.held_out.iter().all(|&n| n < 1000));
     }
 
     #[test]
     fn single_frames_are_held_out_of_few_videos_and_of_pictures() {
         let pictures: Vec<String> = (0..200).map(|n| format!("cat{n}")).collect();
-        for (keys, want) in [(keys(3, 100), 15), (pictures, 10), (keys(1, 9), 0), (keys(1, 10), 1)] {
-            let split = Split::new(&keys, 0.05, 0);
+        for (keys, want) in
+            [(keys(3, 100), 15), (pictures, 10), (keys(1, 9), 0), (keys(1, 10), 1), (keys(1, 1), 0)]
+        {
+            let split = Split::new(&keys, if keys.len() == 1 { 0.5 } else { 0.05 }, 0);
             assert_eq!(split.held_out.len(), want);
             let mut all = [split.held_out, split.training].concat();
             all.sort_unstable();

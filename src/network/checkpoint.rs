@@ -423,12 +423,16 @@ pub fn latest(run: &Path) -> Option<PathBuf> {
     found.pop()
 }
 
+/// The step in the name of a checkpoint.
+pub fn step_of(checkpoint: &Path) -> Option<u64> {
+    checkpoint.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
+}
+
 /// All complete checkpoints of a run, from the oldest.
 pub fn all(run: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
     // Other folders are the user's: they are neither read nor removed.
-    let number = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix("step-")?.parse::<u64>().ok();
-    let is_checkpoint = |path: &PathBuf| path.is_dir() && number(path).is_some();
+    let is_checkpoint = |path: &PathBuf| path.is_dir() && step_of(path).is_some();
     let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_checkpoint).collect();
     found.sort();
     found

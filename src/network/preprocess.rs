@@ -36,6 +36,9 @@ pub(super) static CPU: LazyLock<Cpu> =
 /// Added to a picture's contrast (pixels from 0 to 1) before dividing by it, so that flat pictures stay quiet.
 const CONTRAST_FLOOR: f64 = 0.02;
 
+/// Parts that matrix products are divided into.
+const PARTS: usize = 8;
+
 /// Most numbers held while fitting.
 const FIT_VALUES: usize = 32_000_000;
 
@@ -108,16 +111,25 @@ impl Whitening {
     /// # Errors
     /// Too few pictures to estimate anything.
     pub fn fit(input: &config::Input, pictures: &Dataset, seed: u64) -> Result<Whitening> {
+        Self::fit_on(input, pictures, &(0..pictures.len() as u32).collect::<Vec<_>>(), seed)
+    }
+
+    /// The same on some of the pictures numbered `from`.
+    ///
+    /// # Errors
+    /// Too few of them to estimate anything.
+    pub fn fit_on(input: &config::Input, pictures: &Dataset, from: &[u32], seed: u64) -> Result<Whitening> {
         let shape = pictures.shape;
         let floor = input.floor;
-        let count = pictures.len().min(FIT_VALUES / shape.len()).min(20_000);
+        let count = from.len().min(FIT_VALUES / shape.len()).min(20_000);
         if input.preprocess != Preprocess::None && count < 2 {
             let problem =
-                format!("{} frames are too few to fit the whitening, at least 2 are needed", pictures.len());
+                format!("{} frames are too few to fit the whitening, at least 2 are needed", from.len());
             return Err(Error::Mismatch(problem));
         }
         let mut rng = rng::stream(seed, "whitening", 0);
-        let chosen = rand::seq::index::sample(&mut rng, pictures.len(), count).into_vec();
+        let chosen = rand::seq::index::sample(&mut rng, from.len(), count);
+        let chosen: Vec<usize> = chosen.into_iter().map(|at| from[at] as usize).collect();
         let rows = || chosen.par_iter().map(|&index| normalise(&pictures.pixels(index)));
         let transform = match input.preprocess {
             Preprocess::None => Transform::None,
@@ -327,6 +339,8 @@ impl Spectrum {
     fn of(rows: Array2<f32>) -> Spectrum {
         let covariance = rows.t().dot(&rows) / rows.len_of(Axis(0)) as f32;
         let n = covariance.len_of(Axis(0));
+        // As many parts on any number of threads, so that the result is the same to the last bit.
+        faer::set_global_parallelism(faer::Par::rayon(PARTS));
         let symmetric = Mat::from_fn(n, n, |i, j| 0.5 * f64::from(covariance[(i, j)] + covariance[(j, i)]));
         let eigen = symmetric.self_adjoint_eigen(Side::Lower).expect("a covariance is finite and symmetric");
         let variances = eigen.S().column_vector().iter().map(|&v| v.max(0.0)).collect();

@@ -37,7 +37,7 @@ impl<T> Shared<T> {
 /// Counts the updates of a set of parameters.
 pub struct Clock(AtomicU64);
 
-/// When a replica read the parameters.
+/// When a replica read the parameters, and what it did to them since.
 #[derive(Debug, Clone, Copy)]
 pub struct Fetched {
     at: u64,
@@ -49,6 +49,11 @@ impl Fetched {
     /// Updates that were counted by then: all of them are in what is read afterwards.
     pub fn updates(&self) -> u64 {
         self.at
+    }
+
+    /// To be called after an update of the replica itself.
+    pub fn count_own(&mut self) {
+        self.own += 1;
     }
 }
 
@@ -66,10 +71,7 @@ impl Clock {
 
     /// To be called after an update; returns its staleness: how many updates of others came between the parameters being read
     /// and this update.
-    pub fn push(&self, fetched: &mut Fetched) -> u64 {
-        let before = self.0.fetch_add(1, Ordering::AcqRel);
-        let staleness = before - fetched.at - fetched.own;
-        fetched.own += 1;
-        staleness
+    pub fn push(&self, fetched: Fetched) -> u64 {
+        self.0.fetch_add(1, Ordering::AcqRel) - fetched.at - fetched.own
     }
 }

@@ -163,7 +163,7 @@ fn a_damaged_run_is_one_error_and_an_older_report_stays() {
         assert_eq!(fs::read_to_string(&out).unwrap(), older);
         fs::write(&file, good).unwrap();
     };
-    damage("log.jsonl", b"{\"step\":10,\"ima", "line 1 is not a line of a log");
+    damage("log.jsonl", b"{\"step\":10,\"ima\n", "line 1 is not a line of a log");
     damage("visualize/top.png", b"GIF89a", "not a PNG");
     damage("visualize/units.json", b"{}", "`striate visualize`");
     damage("config.toml", b"[input", "not TOML");

@@ -31,11 +31,16 @@ impl Health {
         for (number, (loss, mean)) in (first + 1..).zip(losses.iter().zip(&mut self.means)) {
             let loss = loss.total();
             if !loss.is_finite() {
-                return Err(Error::Diverged { stage: number, what: "is no number any more".into(), step });
+                return Err(Error::Diverged {
+                    stage: number,
+                    what: "is no number any more".into(),
+                    step,
+                    good: None,
+                });
             }
             if jump > 0.0 && self.steps >= SETTLING && loss > jump * *mean {
                 let what = format!("jumped from {mean:.3} to {loss:.3}");
-                return Err(Error::Diverged { stage: number, what, step });
+                return Err(Error::Diverged { stage: number, what, step, good: None });
             }
             *mean += NEW * (loss - *mean);
         }
@@ -72,12 +77,8 @@ pub fn check_frames(config: &RunConfig, frames: &Dataset) -> Result<Vec<String>>
         rand::seq::index::sample(&mut rng::stream(0, "alike", 0), count, count.min(LOOKED_AT)).into_vec();
     chosen.sort_unstable();
     let some: Vec<_> = chosen.iter().map(|&index| frames.kept_pixels(index)).collect();
-    let mut hashes: Vec<u64> = some.iter().map(|pixels| rng::stable_hash(pixels)).collect();
-    hashes.sort_unstable();
-    hashes.dedup();
-    let copies = some.len() - hashes.len();
-    if 10 * copies > some.len() {
-        let share = 100 * copies / some.len();
+    if 10 * frames.copies() > count {
+        let share = 100 * frames.copies() / count;
         warnings.push(format!("{share} % of the frames are copies of others: sample with --drop duplicates"));
     }
     // Neighbours in an order that has nothing to do with the pictures.

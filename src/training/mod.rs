@@ -20,7 +20,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -36,11 +36,12 @@ use crate::network::{Network, costs};
 use board::Board;
 pub use board::EVENTS;
 use feeder::Feeder;
-use monitor::{LogLine, Monitor};
+use monitor::{LogLine, Monitor, Totals};
 pub use parallel::{Parallel, check_memory};
 use parallel::{ahead, inputs_len};
 use replica::{Replica, Store};
 use run::{Pools, Run};
+use state::RollBacks;
 pub use state::{Best, FramesUsed, State, check_folder};
 use validate::Validation;
 
@@ -184,7 +185,7 @@ impl fmt::Display for Summary {
 const WHITENING_SHARE: u64 = 20;
 
 /// How often a run may go back to its last checkpoint.
-const ROLL_BACKS: usize = 5;
+const ROLL_BACKS: u32 = 5;
 
 /// For so long the most that the threads can do is measured.
 const PEAK_MS: f64 = 20.0;
@@ -204,7 +205,6 @@ pub fn train(
     watch: impl Fn(Happened) + Sync,
 ) -> Result<Summary> {
     check_folder(out, options.resume)?;
-    let from = checkpoint::latest(out);
     let warnings =
         health::check_frames(config, frames).map_err(|e| Error::bad_file(options.frames, e.to_string()))?;
     let threads = options.threads.max(1);
@@ -212,6 +212,15 @@ pub fn train(
     check_memory(config, replicas)?;
     let cpu = Cpu::detect()?;
     fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
+    // For as long as the run is in this process.
+    let lock = fs::File::open(out).map_err(Error::io(out, "read"))?;
+    if let Err(error) = lock.try_lock() {
+        return Err(match error {
+            fs::TryLockError::WouldBlock => Error::bad_file(out, "another process is training there"),
+            fs::TryLockError::Error(e) => Error::io(out, "lock")(e),
+        });
+    }
+    let from = checkpoint::latest(out);
     let used = FramesUsed {
         path: fs::canonicalize(options.frames).unwrap_or_else(|_| options.frames.to_owned()),
         count: frames.len(),
@@ -224,20 +233,43 @@ pub fn train(
     let frames = &*frames;
     run::clear_unfinished(out)?;
     let (network, whitening, mut state, changes) = match resumed {
-        Some((Checkpoint { network, whitening, .. }, state, changes)) => (network, whitening, state, changes),
+        Some((Checkpoint { network, whitening, .. }, state, changes)) => {
+            if options.seed != 0 && options.seed != state.seed {
+                let problem = format!("the run was begun with seed {}, not {}", state.seed, options.seed);
+                return Err(Error::bad_file(out, problem));
+            }
+            (network, whitening, state, changes)
+        }
         None => {
-            let whitening = Whitening::fit(&config.input, frames, options.seed)?;
+            let split = Split::new(&frames.keys, config.training.held_out, options.seed);
+            let whitening = Whitening::fit_on(&config.input, frames, &split.training, options.seed)?;
             let network = Network::new(config, options.seed)?;
             // Now, and not only after hours of training.
             checkpoint::check_room(out, &network, &whitening)?;
             (network, whitening, State::new(options.seed, used.clone()), Vec::new())
         }
     };
-    if !going_on || !changes.is_empty() {
-        let path = out.join("config.toml");
-        fs::write(&path, config.to_toml()).map_err(Error::io(&path, "write"))?;
-    }
     let split = Split::new(&frames.keys, config.training.held_out, state.seed);
+    let held_out = split.fingerprint();
+    if going_on && !state.held_out.is_empty() && state.held_out != held_out {
+        let problem =
+            "the run was begun with other frames held out: their names in the frame set have changed";
+        return Err(Error::bad_file(options.frames, problem));
+    }
+    state.held_out = held_out;
+    let phases = config.phases();
+    if state.phase == phases.len() && changes.is_empty() {
+        // Complete: it stays as it is.
+        return summary(
+            config,
+            &state,
+            &split,
+            (out, threads, replicas),
+            (state.step, 0.0),
+            Totals::default(),
+        );
+    }
+    state::replace(&out.join("config.toml"), &config.to_toml())?;
     // Frames stay as bytes where preprocessing them again and again is nothing beside learning from them.
     let costs = costs(config);
     let negligible = WHITENING_SHARE * whitening.flops() < costs[0].learn_flops;
@@ -281,8 +313,8 @@ pub fn train(
     for change in &changes {
         run.note(state.step, &format!("setting changed: {change}"))?;
     }
-    let phases = config.phases();
-    let (steps_before, seconds_before, mut roll_backs) = (state.step, state.seconds, 0);
+    let (steps_before, seconds_before) = (state.step, state.seconds);
+    let mut roll_backs = RollBacks::read(out)?;
     loop {
         let outcome = std::thread::scope(|scope| {
             let shuffle = Shuffle::new(state.seed, split.training.len(), config.training.batch);
@@ -292,81 +324,70 @@ pub fn train(
             let prepare =
                 prepare(&inputs, &split, &skipped, shuffle, lanes_for(config.training.batch), state.step);
             let feeder = Feeder::start(scope, numbers, (ahead(replicas), inputs_len(config)), prepare)?;
-            run.train(&mut state, &feeder)
+            run.train(&mut state, &feeder, roll_backs.rate_factor())
         });
         match outcome {
-            Err(error @ Error::Diverged { .. }) => {
-                run.lock_monitor().note(state.step, &error.to_string())?;
-                if config.training.on_divergence == OnDivergence::Stop || roll_backs == ROLL_BACKS {
+            Err(Error::Diverged { stage, what, step, .. }) => {
+                let good = checkpoint::latest(out).and_then(|path| checkpoint::step_of(&path));
+                let error = Error::Diverged { stage, what, step, good };
+                if config.training.on_divergence == OnDivergence::Stop || roll_backs.count == ROLL_BACKS {
+                    run.note_quietly(step, &error.to_string())?;
                     return Err(error);
                 }
-                roll_backs += 1;
-                let factor = state.rate_factor / 2.0;
+                roll_backs.count += 1;
+                roll_backs.write(out)?;
+                let split = state.held_out.clone();
                 state = run.roll_back(&used)?;
-                state.rate_factor = factor;
-                let rate = factor * config.training.rate;
+                state.held_out = split;
+                let rate = roll_backs.rate_factor() * config.training.rate;
                 run.note(state.step, &format!("{error}; went back to step {}, at rate {rate}", state.step))?;
             }
             outcome => break outcome?,
         }
     }
     let totals = run.lock_monitor().totals().clone();
-    let replica_seconds = replicas as f64 * (state.seconds - seconds_before);
-    let summary = Summary {
+    let seconds = state.seconds - seconds_before;
+    let summary = summary(config, &state, &split, (out, threads, replicas), (steps_before, seconds), totals)?;
+    run.note_quietly(state.step, if summary.finished { "done" } else { "interrupted and saved" })?;
+    Ok(summary)
+}
+
+/// What a run came to, of which this call did the last steps, in so many seconds.
+fn summary(
+    config: &RunConfig,
+    state: &State,
+    split: &Split,
+    (out, threads, replicas): (&Path, usize, usize),
+    (steps_before, seconds): (u64, f64),
+    totals: Totals,
+) -> Result<Summary> {
+    let replica_seconds = (replicas as f64 * seconds).max(f64::MIN_POSITIVE);
+    Ok(Summary {
         run: out.into(),
-        finished: state.phase == phases.len(),
+        finished: state.phase == config.phases().len(),
         steps: state.step,
         new_steps: state.step.saturating_sub(steps_before),
         images: state.images,
         seconds: state.seconds,
         threads,
         replicas,
-        stall: (totals.stall.as_secs_f64() / replica_seconds.max(f64::MIN_POSITIVE)).min(1.0),
+        stall: (totals.stall.as_secs_f64() / replica_seconds).min(1.0),
         mean_staleness: totals.mean_staleness(),
         staleness: totals.staleness,
         skipped: totals.skipped,
-        frames: frames.len(),
+        frames: state.frames.count,
         held_out: split.held_out.len(),
         best: state.best.clone(),
         stages: summarise(&monitor::read_log(out)?, &monitor::read_lines(&out.join(monitor::VALIDATION))?),
-    };
-    if summary.new_steps > 0 {
-        let what = if summary.finished { "done" } else { "interrupted and saved" };
-        run.note_quietly(state.step, what)?;
-    }
-    Ok(summary)
+    })
 }
 
 /// Pictures that were passed over since they could not be read.
 #[derive(Default)]
 struct Skipped {
     count: AtomicUsize,
-    /// Written down once.
-    note: Mutex<Option<String>>,
-}
-
-/// Puts pictures that can be read in the place of those that no longer can.
-///
-/// # Errors
-/// There are none any more.
-fn pass_over(readable: usize, len: usize, indices: &mut [usize], skipped: &Skipped) -> Result<()> {
-    if readable == len {
-        return Ok(());
-    }
-    if readable == 0 {
-        return Err(Error::Mismatch(
-            "the decoded frames of the run, frames.u8, were emptied while it trained".into(),
-        ));
-    }
-    for index in indices.iter_mut().filter(|index| **index >= readable) {
-        if skipped.count.fetch_add(1, Ordering::Relaxed) == 0 {
-            let note =
-                format!("frames.u8 was cut short: {} of {len} pictures are passed over", len - readable);
-            skipped.note.lock().expect("no one panics").get_or_insert(note);
-        }
-        *index %= readable;
-    }
-    Ok(())
+    /// It was written down that there are some.
+    noted: AtomicBool,
 }
 
 /// What prepares the minibatches of a run, in turn from number `first`.
@@ -387,9 +408,11 @@ fn prepare<'a>(
     move |number, buffer| {
         std::mem::swap(&mut indices, &mut following);
         batch(number + 1, &mut following);
-        pass_over(inputs.readable(), inputs.len(), &mut indices, skipped)?;
         inputs.announce(&following);
-        inputs.fill_minibatch(number, &indices, lanes, buffer, &mut scratch);
+        let missing = inputs.fill_minibatch(Some(number), &indices, lanes, buffer, &mut scratch)?;
+        if missing > 0 {
+            skipped.count.fetch_add(missing, Ordering::Relaxed);
+        }
         Ok(())
     }
 }

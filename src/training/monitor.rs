@@ -2,7 +2,7 @@
 //! `notes.jsonl`, what else happened; and `events`, the same for TensorBoard.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -100,6 +100,7 @@ pub struct Monitor {
     steps: u64,
     losses: Vec<Loss>,
     norms: Vec<StageNorms>,
+    /// Someone is finding them.
     norms_claimed: bool,
     staleness: Vec<u64>,
     skipped: u64,
@@ -124,7 +125,8 @@ impl Totals {
     /// Mean staleness, 0 if there were no updates.
     pub fn mean_staleness(&self) -> f64 {
         let sum = |of: &dyn Fn((usize, &u64)) -> f64| self.staleness.iter().enumerate().map(of).sum::<f64>();
-        sum(&|(age, count)| age as f64 * *count as f64) / sum(&|(_, count)| *count as f64).max(1.0)
+        // Not -0, which is the sum of nothing.
+        (sum(&|(age, count)| age as f64 * *count as f64) / sum(&|(_, count)| *count as f64).max(1.0)).abs()
     }
 }
 
@@ -165,14 +167,15 @@ struct Lines {
 }
 
 impl Lines {
-    /// Goes on after the first `keep` bytes; what an interrupted run wrote later is cut off.
+    /// Goes on after the whole lines in the first `keep` bytes; what an interrupted run wrote later is cut off, and what a power
+    /// cut left of a line.
     fn open(path: PathBuf, keep: Option<u64>) -> Result<Lines> {
         let open = || {
-            let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(&path)?;
-            if let Some(keep) = keep {
-                let len = file.metadata()?.len();
-                file.set_len(keep.min(len))?;
-            }
+            let mut file =
+                OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path)?;
+            let mut text = Vec::new();
+            (&file).take(keep.unwrap_or(u64::MAX)).read_to_end(&mut text)?;
+            file.set_len(text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end as u64 + 1))?;
             file.seek(SeekFrom::End(0))?;
             Ok(file)
         };
@@ -242,14 +245,15 @@ impl Monitor {
 
     /// True, once for each line, if the caller is to find the norms of its minibatch.
     pub fn claim_norms(&mut self) -> bool {
-        let claims = 2 * (self.done % self.every) + 1 >= self.every && !self.norms_claimed;
+        let due = 2 * (self.done % self.every) + 1 >= self.every;
+        let claims = due && !self.norms_claimed && self.norms.is_empty();
         self.norms_claimed |= claims;
         claims
     }
 
     /// Takes the norms of a minibatch, of the stages that learn.
     pub fn add_norms(&mut self, norms: Vec<StageNorms>) {
-        self.norms = norms;
+        (self.norms, self.norms_claimed) = (norms, false);
     }
 
     /// Takes the staleness of an update of the shared weights.
@@ -295,7 +299,7 @@ impl Monitor {
         let norms = mem::take(&mut self.norms);
         let stage = |(index, loss): (usize, &Loss)| {
             let norms = norms.get(index).copied().unwrap_or_default();
-            let per_filter = |square: f64| (square / at.filters[index].max(1) as f64).sqrt();
+            let per_filter = |square: f64| (square / at.filters[index].max(1) as f64).sqrt().min(f64::MAX);
             StageLine {
                 stage: at.first_stage + index + 1,
                 reconstruction: mean * loss.reconstruction,
@@ -303,7 +307,7 @@ impl Monitor {
                 loss: mean * loss.total(),
                 unexplained: ratio(loss.reconstruction, loss.signal),
                 balance: ratio(loss.sparsity, loss.reconstruction),
-                gradient_norm: norms.gradient.sqrt(),
+                gradient_norm: norms.gradient.sqrt().min(f64::MAX),
                 encoder_norm: per_filter(norms.weights[0]),
                 decoder_norm: per_filter(norms.weights[1]),
             }
@@ -328,7 +332,7 @@ impl Monitor {
         totals.skipped += mem::take(&mut self.skipped);
         totals.staleness.resize(totals.staleness.len().max(line.staleness.len()), 0);
         totals.staleness.iter_mut().zip(&line.staleness).for_each(|(sum, count)| *sum += count);
-        (self.steps, self.norms_claimed) = (0, false);
+        self.steps = 0;
         self.losses.clear();
         self.since = Instant::now();
         Ok(Some(line))
@@ -349,6 +353,11 @@ impl Monitor {
     pub fn note(&mut self, step: u64, note: &str) -> Result<()> {
         let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
         self.notes.write(&Note { step, time, note: note.into() })
+    }
+
+    /// Goes on from what was done before.
+    pub fn carry(&mut self, totals: Totals) {
+        self.totals = totals;
     }
 
     /// Steps of the whole run so far.

@@ -32,6 +32,8 @@ pub struct Replica {
     /// Its gradient, if that is not applied as it is made.
     accrued: Option<Gradients>,
     fetched: Option<Fetched>,
+    /// When the weights were read that the oldest gradient was made from that is not pushed.
+    oldest: Option<Fetched>,
     since_fetch: u64,
     since_push: u64,
 }
@@ -188,6 +190,7 @@ impl Replica {
             own: training.copies_weights().then(|| store.zeros_like()),
             accrued: training.keeps_gradients(replicas).then(|| Gradients::zeros(store)),
             fetched: None,
+            oldest: None,
             since_fetch: 0,
             since_push: 0,
         }
@@ -214,6 +217,7 @@ impl Replica {
                 }
             }
         }
+        self.oldest = self.oldest.or(self.fetched);
         self.since_fetch += 1;
         self.since_push += 1;
         let network = self.own.as_ref().unwrap_or(&store.network);
@@ -236,8 +240,7 @@ impl Replica {
 
     /// Forgets what it fetched and has not pushed.
     pub fn forget(&mut self) {
-        self.fetched = None;
-        self.since_push = 0;
+        (self.fetched, self.oldest, self.since_push) = (None, None, 0);
         for block in self.accrued.iter().flat_map(|gradients| gradients.stages.iter().flatten()) {
             block.lock().expect("no replica panics").iter_mut().for_each(|array| array.fill(0.0));
         }
@@ -249,7 +252,8 @@ impl Replica {
             apply(&store.network, &[accrued], job, step, 1.0, self.work.rows());
         }
         self.since_push = 0;
-        pushed(store.clock.push(self.fetched.as_mut().expect("fetched before it learned")));
+        pushed(store.clock.push(self.oldest.take().expect("fetched before it learned")));
+        self.fetched.as_mut().expect("fetched before it learned").count_own();
     }
 }
 

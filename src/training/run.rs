@@ -15,7 +15,7 @@ use super::health::Health;
 use super::monitor::{Done, LogLine, Monitor, Position};
 use super::optimiser::{Step, schedule};
 use super::replica::{Job, Norms, Replica, Store, learn_together};
-use super::state::{Best, FramesUsed, State};
+use super::state::{Best, FramesUsed, State, load};
 use super::validate::{StageValidation, Validation, revive, validate};
 use super::{Happened, Options, Skipped};
 use crate::config::{DeadUnits, Mode, OnFullDisk, RunConfig, Training};
@@ -98,8 +98,8 @@ impl Stretch {
 }
 
 impl<W: Fn(Happened) + Sync> Run<'_, W> {
-    /// Trains what is left of the phases, or until it is interrupted.
-    pub fn train(&mut self, state: &mut State, feeder: &Feeder) -> Result<()> {
+    /// Trains what is left of the phases, or until it is interrupted, at `rate_factor` times the rate of the settings.
+    pub fn train(&mut self, state: &mut State, feeder: &Feeder, rate_factor: f64) -> Result<()> {
         let phases = self.config.phases();
         while let Some((stages, steps)) = phases.get(state.phase) {
             if state.best.as_ref().is_some_and(|best| best.phase != state.phase) {
@@ -118,24 +118,30 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
                 end,
                 begun: Instant::now(),
                 seconds: state.seconds,
-                rate_factor: state.rate_factor,
+                rate_factor,
             };
+            let before = state.step;
             self.train_stretch(&stretch, state, feeder)?;
+            // Without a step, all that is due was done when the last one was made.
+            let moved = state.step > before;
             let at_end = state.phase_step == *steps;
             let due = |every: u64| every > 0 && state.step.is_multiple_of(every);
             let late = self.saved.elapsed().as_secs_f64() >= 60.0 * training.checkpoint_minutes;
             let interrupted = self.options.interrupted.load(Ordering::Relaxed) != 0;
             let save = at_end || late || interrupted || due(training.checkpoint_steps);
-            // Of frames only at steps that do not depend on the clock: what is done about dead units repeats.
-            let by_step = at_end || due(training.validate_every);
-            let validation =
-                if by_step || save { Some(self.validate(state, stages, (by_step, save))?) } else { None };
+            // What is done about dead units does not depend on the clock, and repeats.
+            let by_step = moved && (at_end || due(training.validate_every));
+            let validation = match by_step || (save && moved) {
+                true => self.validate(state, stages, (by_step, save))?,
+                false => None,
+            };
             if at_end {
                 state.phase += 1;
                 state.phase_step = 0;
             }
             if save {
-                self.save(state, validation.as_ref())?;
+                let last = interrupted || state.phase == phases.len();
+                self.save(state, validation.as_ref(), last)?;
             }
             if interrupted {
                 break;
@@ -217,7 +223,8 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
     pub fn roll_back(&mut self, used: &FramesUsed) -> Result<State> {
         let (network, state) = match checkpoint::latest(self.out) {
             Some(folder) => {
-                (checkpoint::Checkpoint::load(&folder, true)?.network, checkpoint::read_state(&folder)?)
+                let (found, state) = load(&folder, self.config)?;
+                (found.network, state)
             }
             None => {
                 (Network::new(self.config, self.options.seed)?, State::new(self.options.seed, used.clone()))
@@ -228,6 +235,7 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
         let (batch, every) = (self.config.training.batch as u64, self.config.training.log_every);
         let mut monitor = Monitor::open(self.out, bytes, (state.step, batch), every)?;
         monitor.goes_on_when_full(self.config.training.on_full_disk == OnFullDisk::GoOn);
+        monitor.carry(self.lock_monitor().totals().clone());
         *self.lock_monitor() = monitor;
         *self.board.lock().expect("no replica panics") = Board::create(self.out, self.config, state.step)?;
         self.health = Mutex::default();
@@ -251,18 +259,23 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
         state: &mut State,
         stages: &Range<usize>,
         (by_step, pictures): (bool, bool),
-    ) -> Result<Validation> {
+    ) -> Result<Option<Validation>> {
         let held_out = !self.split.held_out.is_empty();
         let frames: Vec<usize> = match held_out {
             true => self.split.held_out.iter().map(|&n| n as usize).collect(),
             // No frames are held out of few: these tell of units at least.
             false => self.split.training.iter().take(500).map(|&n| n as usize).collect(),
         };
-        let readable = self.inputs.readable();
-        let frames: Vec<usize> = frames.into_iter().filter(|&frame| frame < readable).collect();
         let Run { store, replicas, inputs, pools, .. } = self;
         let found = pools.all.install(|| validate(&store.network, replicas, inputs, &frames, stages));
         let reviving = self.config.training.dead_units == DeadUnits::Revive && by_step && state.step > 0;
+        if found.is_empty() {
+            return Ok(None);
+        }
+        if let Some((bad, _)) = found.iter().find(|(stage, _)| !stage.loss.is_finite()) {
+            let what = "on held-out frames is no number".into();
+            return Err(Error::Diverged { stage: bad.stage, what, step: state.step, good: None });
+        }
         let mut of_stages: Vec<StageValidation> = Vec::new();
         for (mut stage, dead) in found {
             if reviving && !dead.is_empty() {
@@ -281,35 +294,38 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
         self.on_board(|board| board.validation(&validation, &self.store.network, pictures))?;
         (self.watch)(Happened::Validation(&validation));
         (state.log_bytes, state.validation_bytes) = self.lock_monitor().bytes()?;
-        Ok(validation)
+        Ok(Some(validation))
     }
 
-    /// Writes a checkpoint and removes those that are not to be kept.
-    fn save(&mut self, state: &mut State, validation: Option<&Validation>) -> Result<()> {
-        self.saved = Instant::now();
+    /// Writes a checkpoint and removes those that are not to be kept. The `last` one of a run must be written.
+    fn save(&mut self, state: &mut State, validation: Option<&Validation>, last: bool) -> Result<()> {
         let checkpoints = self.out.join("checkpoints");
         let name = |step: u64| checkpoints.join(format!("step-{step:010}"));
         let folder = name(state.step);
         if folder.exists() {
-            return Ok(()); // interrupted before a single step since the last one
+            // Interrupted before a single step since the last one.
+            self.saved = Instant::now();
+            return Ok(());
         }
         // The last update may have been the one too large: no loss has seen it yet.
         if let Some(bad) = self.store.network.stages.iter().position(|stage| !stage.is_finite()) {
             let what = "is no number any more: its weights are none".into();
-            return Err(Error::Diverged { stage: bad + 1, what, step: state.step });
+            return Err(Error::Diverged { stage: bad + 1, what, step: state.step, good: None });
         }
         let before = state.best.clone();
         let phase = state.phase - usize::from(state.phase_step == 0 && state.phase > 0);
-        if let Some(loss) = validation.filter(|v| v.held_out).map(Validation::loss) {
+        if let Some(loss) = validation.filter(|v| v.is_of_weights()).map(Validation::loss) {
             let better = |best: &Best| best.phase != phase || loss < best.loss;
             if state.best.as_ref().is_none_or(better) {
                 state.best = Some(Best { phase, step: state.step, loss });
             }
         }
         let (network, whitening) = (&self.store.network, self.whitening);
+        let goes_on = self.config.training.on_full_disk == OnFullDisk::GoOn && !last;
         match checkpoint::save(&folder, self.config, network, whitening, &state.frames.fingerprint, state) {
-            Err(error) if error.is_full_disk() && self.config.training.on_full_disk == OnFullDisk::GoOn => {
+            Err(error) if error.is_full_disk() && goes_on => {
                 state.best = before;
+                self.saved = Instant::now();
                 return self.note(
                     state.step,
                     &format!("no checkpoint was written, the one before is good: {error}"),
@@ -317,11 +333,16 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
             }
             outcome => outcome?,
         }
+        self.saved = Instant::now();
         // Several where they are small; of large ones the disk may not hold more than the one.
         let bytes = training_bytes(self.config, 1);
         let large = bytes.weights + bytes.optimiser > 5_000_000_000;
         let keep = if large { 1 } else { self.config.training.keep_last };
-        let best = state.best.as_ref().filter(|_| self.config.training.keep_best).map(|best| name(best.step));
+        let best = state
+            .best
+            .as_ref()
+            .filter(|_| self.config.training.keep_best && !large)
+            .map(|best| name(best.step));
         let mut old = checkpoint::all(self.out);
         old.truncate(old.len().saturating_sub(keep));
         old.iter().filter(|path| Some(*path) != best.as_ref()).try_for_each(|path| checkpoint::remove(path))
@@ -356,9 +377,11 @@ impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
         let (stages, jump) = (&self.stretch.stages, self.run.config.training.loss_jump);
         self.run.health.lock().expect("no replica panics").check(losses, stages.start, number, jump)?;
         let skipped = self.run.skipped.count.swap(0, Ordering::Relaxed) as u64;
-        let note =
-            if skipped > 0 { self.run.skipped.note.lock().expect("no one panics").take() } else { None };
-        note.map_or(Ok(()), |note| self.run.note(number, &note))?;
+        if skipped > 0 && !self.run.skipped.noted.swap(true, Ordering::Relaxed) {
+            let (readable, all) = (self.run.inputs.readable(), self.run.inputs.len());
+            let what = "pictures can no longer be read, and others take their place";
+            self.run.note(number, &format!("frames.u8 was cut short: {} of {all} {what}", all - readable))?;
+        }
         let done = Done { steps, losses, stall, skipped };
         let mut monitor = self.run.lock_monitor();
         if norms {
@@ -373,6 +396,7 @@ impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
     /// No replica waits for another.
     fn each_for_itself(&self, replicas: &mut [Replica]) -> Result<()> {
         let (failed, stop) = (Mutex::new(None), AtomicBool::new(false));
+        let crowded = std::thread::available_parallelism().is_ok_and(|cores| replicas.len() > cores.get());
         let work = |replica: &mut Replica| -> Result<()> {
             let job = self.job();
             let mut last = None;
@@ -395,6 +419,10 @@ impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
                 last = Some(number);
                 if let Err(error) = self.record(number, 1, losses, stall, wants_norms) {
                     break Err(error);
+                }
+                if crowded {
+                    // Another's turn now, when no weights are in hand that would grow old meanwhile.
+                    std::thread::yield_now();
                 }
             };
             if let (Some(last), Ok(())) = (last, &outcome) {

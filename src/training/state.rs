@@ -30,18 +30,14 @@ pub struct State {
     pub validation_bytes: u64,
     /// Seed of the run.
     pub seed: u64,
-    /// What the learning rate is multiplied by: halved each time the run was rolled back.
-    #[serde(default = "one")]
-    pub rate_factor: f64,
+    /// See [`Split::fingerprint`](crate::dataset::Split::fingerprint); empty in checkpoints of older versions.
+    #[serde(default)]
+    pub held_out: String,
     /// The checkpoint of this phase with the lowest validation loss.
     #[serde(default)]
     pub best: Option<Best>,
     /// The frames that it learns from.
     pub frames: FramesUsed,
-}
-
-fn one() -> f64 {
-    1.0
 }
 
 /// A checkpoint and its validation loss.
@@ -78,7 +74,7 @@ impl State {
             log_bytes: 0,
             validation_bytes: 0,
             seed,
-            rate_factor: 1.0,
+            held_out: String::new(),
             best: None,
             frames,
         }
@@ -116,6 +112,74 @@ fn may_change(difference: &str) -> bool {
     }
 }
 
+/// How often the run in a folder went back to an earlier checkpoint; kept beside the checkpoints, since it must outlive a kill
+/// before the next of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct RollBacks {
+    /// How often.
+    pub count: u32,
+}
+
+impl RollBacks {
+    const FILE: &str = "roll-backs.json";
+
+    /// None yet, where the file is not there.
+    pub fn read(run: &Path) -> Result<RollBacks> {
+        let path = run.join(Self::FILE);
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map_err(|e| Error::bad_file(&path, format!("not a number of roll-backs: {e}"))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(RollBacks::default()),
+            Err(error) => Err(Error::io(&path, "read")(error)),
+        }
+    }
+
+    pub fn write(self, run: &Path) -> Result<()> {
+        replace(&run.join(Self::FILE), &serde_json::to_string(&self).expect("plain data"))
+    }
+
+    /// What the learning rate is multiplied by.
+    pub fn rate_factor(self) -> f64 {
+        0.5f64.powi(self.count as i32)
+    }
+}
+
+/// Writes a file in place of an older one, whole or not at all.
+pub(super) fn replace(path: &Path, text: &str) -> Result<()> {
+    let partial = path.with_extension("partial");
+    fs::write(&partial, text).and_then(|()| fs::rename(&partial, path)).map_err(Error::io(path, "write"))
+}
+
+/// The network of a checkpoint and where its run stands, to go on with by the settings `config`. A run that was complete goes on
+/// where its last stage is given more steps.
+pub(super) fn load(folder: &Path, config: &RunConfig) -> Result<(Checkpoint, State)> {
+    let mut state: State = checkpoint::read_state(folder)?;
+    let mut found = Checkpoint::load(folder, true)?;
+    let (before, now) = (found.config.phases(), config.phases());
+    if state.phase == before.len() {
+        (state.phase, state.phase_step) = (before.len() - 1, before[before.len() - 1].1);
+    }
+    let done = before[..state.phase].iter().zip(&now).all(|(before, now)| before == now);
+    if !done || state.phase >= now.len() || state.phase_step > now[state.phase].1 {
+        let (phase, step) = (state.phase + 1, state.phase_step);
+        let problem = format!(
+            "the run is at step {step} of phase {phase}: training.steps cannot change what is done already"
+        );
+        return Err(Error::bad_file(folder, problem));
+    }
+    if state.phase + 1 == now.len() && state.phase_step == now[state.phase].1 {
+        (state.phase, state.phase_step) = (now.len(), 0);
+    }
+    if found.config.stages != config.stages {
+        // Losses of another objective tell nothing.
+        state.best = None;
+    }
+    for (stage, settings) in found.network.stages.iter_mut().zip(&config.stages) {
+        stage.settings = settings.clone();
+    }
+    Ok((found, state))
+}
+
 /// The run in a checkpoint and the settings that change, if settings and frames are those it was begun with; others are refused
 /// by name, or, with `accept`, those that a run cannot go on with.
 ///
@@ -135,26 +199,14 @@ pub(super) fn resume(
             format!("the run was begun with other frames: {then} of {path}, now {now} of another content");
         return Err(Error::bad_file(folder, problem));
     }
-    let before = checkpoint::read_config(folder)?;
-    let changed = before.differences(config);
+    let changed = checkpoint::read_config(folder)?.differences(config);
     let (allowed, refused): (Vec<String>, Vec<String>) = changed.into_iter().partition(|d| may_change(d));
-    if !refused.is_empty() {
-        let problem =
-            format!("the run was begun with other settings: {}", [refused, allowed].concat().join("; "));
+    if !refused.is_empty() || (!allowed.is_empty() && !accept) {
+        let hint = if refused.is_empty() { "; --accept-changes goes on with the new ones" } else { "" };
+        let all = [refused, allowed].concat().join("; ");
+        let problem = format!("the run was begun with other settings: {all}{hint}");
         return Err(Error::bad_file(folder, problem));
     }
-    if !allowed.is_empty() && !accept {
-        let problem = format!(
-            "the run was begun with other settings: {}; --accept-changes goes on with the new ones",
-            allowed.join("; ")
-        );
-        return Err(Error::bad_file(folder, problem));
-    }
-    let left = config.phases().get(state.phase).map_or(0, |(_, steps)| *steps);
-    if state.phase > config.phases().len() || state.phase_step > left {
-        let (phase, step) = (state.phase + 1, state.phase_step);
-        let problem = format!("the run is at step {step} of phase {phase}, which the settings do not have");
-        return Err(Error::bad_file(folder, problem));
-    }
-    Ok((Checkpoint::load(folder, true)?, state, allowed))
+    let (found, state) = load(folder, config)?;
+    Ok((found, state, allowed))
 }

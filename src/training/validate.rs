@@ -54,6 +54,11 @@ pub struct StageValidation {
 }
 
 impl Validation {
+    /// True if its loss is of the weights as they are now: on frames held out, and no filter drawn anew since.
+    pub fn is_of_weights(&self) -> bool {
+        self.held_out && self.stages.iter().all(|stage| stage.revived == 0)
+    }
+
     /// The loss of all stages that were learning.
     pub fn loss(&self) -> f64 {
         self.stages.iter().map(|stage| stage.loss).sum()
@@ -98,7 +103,8 @@ impl Extremes {
 }
 
 /// Losses and unit counts of stages on some frames; and for each stage the simple units, in the order `[row, column, map]`, that
-/// respond to none of them. Replicas share the minibatches; the result does not depend on how.
+/// respond to none of them. Replicas share the minibatches; the result does not depend on how. None if
+/// no frame can be read.
 pub fn validate(
     network: &Network,
     replicas: &mut [Replica],
@@ -112,28 +118,35 @@ pub fn validate(
     let work = |(first, replica): (usize, &mut Replica)| {
         let work = &mut replica.work;
         let mut extremes: Vec<_> = network.stages[stages.clone()].iter().map(Extremes::none).collect();
-        let (mut losses, mut scratch) = (Vec::new(), Scratch::default());
+        let (mut losses, mut scratch, whole) = (Vec::new(), Scratch::default(), work.pictures);
         for number in (first..minibatches.len()).step_by(count) {
             let indices = minibatches[number];
             work.start(indices.len());
-            inputs.fill(indices, work.lanes, &mut work.input, &mut scratch);
+            // Frames that can no longer be read tell nothing.
+            if inputs.fill_minibatch(None, indices, work.lanes, &mut work.input, &mut scratch).is_err() {
+                continue;
+            }
             losses.push((number, network.losses(work, stages.clone())));
             for (extremes, acts) in extremes.iter_mut().zip(&work.stages[stages.clone()]) {
                 extremes.add((&acts.a, &acts.h), work.lanes, work.pictures);
             }
         }
         // Training goes on with whole minibatches.
-        work.start(work.lanes);
+        work.start(whole);
         (losses, extremes)
     };
     let parts: Vec<_> = replicas.par_iter_mut().enumerate().map(work).collect();
     let mut losses: Vec<(usize, Vec<Loss>)> = parts.iter().flat_map(|(losses, _)| losses.clone()).collect();
     losses.sort_by_key(|(number, _)| *number);
+    let seen: usize = losses.iter().map(|(number, _)| minibatches[*number].len()).sum();
+    if seen == 0 {
+        return Vec::new();
+    }
     let of_stage = |at: usize| {
         let stage = &network.stages[stages.start + at];
         let mut total = Loss::default();
         for (number, losses) in &losses {
-            let (share, loss) = (minibatches[*number].len() as f64 / frames.len() as f64, losses[at]);
+            let (share, loss) = (minibatches[*number].len() as f64 / seen as f64, losses[at]);
             let parts = [loss.reconstruction, loss.sparsity, loss.signal].map(|part| share * part);
             let [reconstruction, sparsity, signal] = parts;
             total += Loss { reconstruction, sparsity, signal };

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::local::Room;
 use super::{Whitening, dims};
 use crate::dataset::{Augment, Dataset, Window};
+use crate::error::{Error, Result};
 use crate::geometry::MapShape;
 use crate::kernels::LANES;
 use crate::network::Workspace;
@@ -23,6 +24,9 @@ pub struct Scratch {
     /// Windows of a minibatch, and what they show: 8-bit pictures, one a row.
     windows: Vec<Window>,
     cut: Vec<u8>,
+    /// Pictures as kept, and whether each could be read.
+    kept: Vec<u8>,
+    was_read: Vec<bool>,
     /// For local contrast normalisation.
     pub(super) room: Room,
 }
@@ -104,24 +108,80 @@ impl<'a> Inputs<'a> {
         self.to_lanes(indices.len(), |lane| &scratch.white[lane * len..][..len], lanes, input);
     }
 
-    /// The same for learning: of each picture the window drawn for minibatch `number`, where windows are drawn.
+    /// The same for training, which goes on when the file of pictures is cut short: pictures that cannot be read are replaced by
+    /// others of the minibatch. Of each picture the window drawn for minibatch `number` is shown, where windows are drawn; without a
+    /// number its middle.
+    /// Returns how many were replaced.
+    ///
+    /// # Errors
+    /// None of them can be read.
     pub fn fill_minibatch(
         &self,
-        number: u64,
+        number: Option<u64>,
         indices: &[usize],
         lanes: usize,
         input: &mut [f32],
         scratch: &mut Scratch,
-    ) {
-        let Some(augment) = &self.augment else { return self.fill(indices, lanes, input, scratch) };
-        let (len, mut cut) = (self.dataset.shape.len(), mem::take(&mut scratch.cut));
-        augment.windows(number, indices.len(), &mut scratch.windows);
-        cut.resize(indices.len() * len, 0);
-        let windows = cut.par_chunks_exact_mut(len).zip(indices).zip(&scratch.windows);
-        windows.for_each(|((out, &index), window)| self.dataset.cut(index, *window, out));
-        self.whitening.apply_rows(indices.len(), &|row| Cow::Borrowed(&cut[row * len..][..len]), scratch);
-        scratch.cut = cut;
-        self.to_lanes(indices.len(), |lane| &scratch.white[lane * len..][..len], lanes, input);
+    ) -> Result<usize> {
+        if self.ready.is_some() {
+            self.fill(indices, lanes, input, scratch);
+            return Ok(0);
+        }
+        let (kept, shape) = (self.dataset.kept, self.dataset.shape);
+        let (mut whole, mut cut) = (mem::take(&mut scratch.kept), mem::take(&mut scratch.cut));
+        let replaced = self.read(indices, &mut whole, &mut scratch.was_read)?;
+        let augment = number.zip(self.augment.as_ref());
+        let shown = if kept == shape && augment.is_none() {
+            &whole
+        } else {
+            match augment {
+                Some((number, augment)) => augment.windows(number, indices.len(), &mut scratch.windows),
+                None => {
+                    scratch.windows.clear();
+                    scratch.windows.resize(indices.len(), Window::middle(self.dataset.margin()));
+                }
+            }
+            cut.resize(indices.len() * shape.len(), 0);
+            let windows = cut.par_chunks_exact_mut(shape.len()).zip(whole.par_chunks_exact(kept.len()));
+            windows
+                .zip(&scratch.windows)
+                .for_each(|((out, pixels), window)| window.cut(pixels, kept, out, shape));
+            &cut
+        };
+        let row = |row: usize| Cow::Borrowed(&shown[row * shape.len()..][..shape.len()]);
+        self.whitening.apply_rows(indices.len(), &row, scratch);
+        (scratch.kept, scratch.cut) = (whole, cut);
+        self.to_lanes(
+            indices.len(),
+            |lane| &scratch.white[lane * shape.len()..][..shape.len()],
+            lanes,
+            input,
+        );
+        Ok(replaced)
+    }
+
+    /// Reads pictures as kept, one a row, and puts others of them in the place of those that cannot be read; returns how many.
+    fn read(&self, indices: &[usize], rows: &mut Vec<u8>, was_read: &mut Vec<bool>) -> Result<usize> {
+        let len = self.dataset.kept.len();
+        rows.resize(indices.len() * len, 0);
+        was_read.resize(indices.len(), false);
+        let each = rows.par_chunks_exact_mut(len).zip(indices).zip(was_read.par_iter_mut());
+        each.for_each(|((row, &index), was_read)| *was_read = self.dataset.read(index, row));
+        let missing = was_read.iter().filter(|was_read| !**was_read).count();
+        if missing == indices.len() {
+            let problem =
+                "none of a minibatch's pictures can be read: frames.u8 was cut short while the run trained";
+            return Err(Error::Mismatch(problem.into()));
+        }
+        let mut from = 0;
+        for to in (0..indices.len()).filter(|&row| missing > 0 && !was_read[row]) {
+            from = (1..=indices.len())
+                .map(|n| (from + n) % indices.len())
+                .find(|&n| was_read[n])
+                .expect("one was read");
+            rows.copy_within(from * len..(from + 1) * len, to * len);
+        }
+        Ok(missing)
     }
 
     /// Writes `count` rows of values into lanes.

@@ -118,7 +118,7 @@ fn values_have_variance_1_also_where_frames_have_little_contrast() {
 /// A minibatch's input.
 fn filled(inputs: &Inputs, number: u64, indices: &[usize], scratch: &mut Scratch) -> Vec<f32> {
     let mut input = vec![0.0; inputs.picture(0).len() * 16];
-    inputs.fill_minibatch(number, indices, 16, &mut input, scratch);
+    assert_eq!(inputs.fill_minibatch(Some(number), indices, 16, &mut input, scratch).unwrap(), 0);
     input
 }
 
