@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of the library in order; each may use those before it, and itself.
-const LAYERS: [&str; 15] = [
+const LAYERS: [&str; 16] = [
     "error", "rng", "geometry", "config", "video", "frames", "sampling", "dataset", "kernels", "network",
-    "training", "analysis", "bench", "report", "verify",
+    "picture", "training", "analysis", "bench", "report", "verify",
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
