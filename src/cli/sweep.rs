@@ -1,6 +1,7 @@
 //! `striate sweep`: several settings of one config on the same frames, one after the other.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -63,16 +64,18 @@ pub fn run(args: SweepArgs, global: Global) -> anyhow::Result<ExitCode> {
         let (shape, margin) = (config.input_shape(), config.input.margin);
         let (cols, rows) = (shape.cols + margin, shape.rows + margin);
         let name = format!("frames-{cols}x{rows}x{}", shape.channels);
-        if !datasets.contains_key(&(name.clone(), margin)) {
-            let folder = args.out.join(&name);
-            std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
-            let bar = global.progress(store.len() as u64, "frames");
-            let frames = Dataset::load(&store, shape, margin, &folder, true, || bar.inc(1))?;
-            bar.finish();
-            global.warn(&frames.warnings);
-            datasets.insert((name.clone(), margin), frames);
-        }
-        let frames = datasets.get_mut(&(name, margin)).expect("decoded above");
+        let frames = match datasets.entry((name, margin)) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let folder = args.out.join(&entry.key().0);
+                std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
+                let bar = global.progress(store.len() as u64, "frames");
+                let frames = Dataset::load(&store, shape, margin, &folder, true, || bar.inc(1))?;
+                bar.finish();
+                global.warn(&frames.warnings);
+                entry.insert(frames)
+            }
+        };
         let out = args.out.join(setting.name());
         let bar = global.progress(config.training.steps.iter().sum(), "training");
         let options = Options {

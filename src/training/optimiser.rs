@@ -91,7 +91,7 @@ impl Kernel for Update<'_> {
         let len = (CHUNK / maps).max(1) * maps;
         let all = gradient.len();
         if step.clip > 0.0 {
-            clip_filters::<S>(maps, step.clip, gradient);
+            clip_filters(maps, step.clip, gradient);
         }
         let chunks = (0..all).step_by(len).map(|first| first..(first + len).min(all));
         if step.max_step == 0.0 && bound == 0.0 {
@@ -127,7 +127,7 @@ impl Kernel for Update<'_> {
 
 /// Scales the gradients of filters whose norm is above `limit` down to it; `[tap, map]`.
 #[inline(always)]
-fn clip_filters<S: Simd>(maps: usize, limit: f32, gradient: &mut [f32]) {
+fn clip_filters(maps: usize, limit: f32, gradient: &mut [f32]) {
     with_scratch([maps], |[factors]| {
         factors.fill(0.0);
         for tap in gradient.chunks_exact(maps) {

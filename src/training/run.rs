@@ -493,8 +493,8 @@ pub(super) fn clear_unfinished(out: &Path) -> Result<()> {
         let name = path.file_name().and_then(|name| name.to_str());
         name.is_some_and(|name| name.starts_with("step-") && name.ends_with(".partial"))
     };
-    let paths = entries.map(|entry| entry.path()).filter(unfinished);
-    paths.map(|path| fs::remove_dir_all(&path).map_err(Error::io(&path, "remove"))).collect()
+    let mut paths = entries.map(|entry| entry.path()).filter(unfinished);
+    paths.try_for_each(|path| fs::remove_dir_all(&path).map_err(Error::io(&path, "remove")))
 }
 
 /// How replicas of this config share out the rows of their maps.
