@@ -441,6 +441,17 @@ fn settings_that_change_are_refused_by_name_unless_asked_for() {
         assert!(words.iter().all(|word| stderr.contains(word)), "{settings}: {stderr}");
         assert!(snapshot(&folder.path().join("run")) == whole, "{settings}");
     }
+    // What an older version wrote, which held no frames out.
+    let state = checkpoint::latest(&folder.path().join("run")).unwrap().join("state.json");
+    let good = fs::read_to_string(&state).unwrap();
+    let mut old: serde_json::Value = serde_json::from_str(&good).unwrap();
+    assert!(old.as_object_mut().unwrap().remove("held_out").is_some());
+    fs::write(&state, old.to_string()).unwrap();
+    let output = run(folder.path(), "train tiny.toml --frames f --out run --resume");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("begun by an older version"), "{}", text(&output.stderr));
+    fs::write(&state, good).unwrap();
+
     let longer = "--set training.steps=[200,260] --set training.rate=0.01 --set stages.2.sparsity_weight=0";
     let summary = json(
         folder.path(),

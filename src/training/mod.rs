@@ -251,7 +251,12 @@ pub fn train(
     };
     let split = Split::new(&frames.keys, config.training.held_out, state.seed);
     let held_out = split.fingerprint();
-    if going_on && !state.held_out.is_empty() && state.held_out != held_out {
+    if going_on && state.held_out.is_empty() {
+        let problem =
+            "the run was begun by an older version, which took frames in another order: begin it anew";
+        return Err(Error::bad_file(out, problem));
+    }
+    if going_on && state.held_out != held_out {
         let problem =
             "the run was begun with other frames held out: their names in the frame set have changed";
         return Err(Error::bad_file(options.frames, problem));
