@@ -1,7 +1,8 @@
 """Whether replicas that do not wait for each other learn as well, how much faster they are, and whether memory grows.
 
     python3 scripts/bench_training.py curves FRAMES        sync with 1 replica, async with 2 and with 8, three seeds each
-    python3 scripts/bench_training.py throughput FRAMES    one replica on one thread and two on two, in turn, 5 rounds
+    python3 scripts/bench_training.py throughput FRAMES    one replica on one thread, two on two, and two runs of one replica at the
+                                                           same time (what the machine gives at most), in turn, 5 rounds
     python3 scripts/bench_training.py memory FRAMES [MINUTES]   resident memory over a run of two hours
 
 FRAMES is what `striate train` takes. Uses target/release/striate; runs lie in outputs/bench/training and are removed first.
@@ -51,20 +52,28 @@ def curves(frames):
     print(f"\nlargest difference {worst:.1f} %, of {result['held_out']} held-out frames, {result['images']} images each")
 
 
+def rates(frames, runs, settings, threads):
+    """Images/s of runs at the same time."""
+    lines = [command(frames, f"speed-{number}", settings, threads, 0) for number in range(runs)]
+    children = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for line in lines]
+    results = [json.loads(child.communicate()[0]) for child in children]
+    return [result["images"] / result["seconds"] for result in results]
+
+
 def throughput(frames):
     # Preparing minibatches takes a third thread's time; the more there is to learn, the less it matters.
     wide = ["stages.1.maps=32", "stages.2.maps=64", "training.steps=[400,200,400]"]
     for title, more in [("small", [f"training.steps={[steps // 4 for steps in STEPS]}"]), ("four times the maps", wide)]:
-        ratios = []
+        ratios, limits = [], []
         for number in range(5):
             rate = {}
-            for replicas in (1, 2) if number % 2 == 0 else (2, 1):
-                settings = [f"training.replicas={replicas}", *more]
-                result = train(frames, f"speed-{replicas}", settings, replicas, 0)
-                rate[replicas] = result["images"] / result["seconds"]
-            ratios.append(rate[2] / rate[1])
-            print(f"{title}: one replica {rate[1]:.0f} images/s, two {rate[2]:.0f}: {ratios[-1]:.2f}", flush=True)
-        print(f"{title}: median {statistics.median(ratios):.2f}")
+            for name, runs, replicas in [("one", 1, 1), ("two", 1, 2), ("apart", 2, 1)][:: 1 if number % 2 == 0 else -1]:
+                rate[name] = sum(rates(frames, runs, [f"training.replicas={replicas}", *more], replicas))
+            ratios.append(rate["two"] / rate["one"])
+            limits.append(rate["apart"] / rate["one"])
+            shown = f"one replica {rate['one']:.0f} images/s, two {rate['two']:.0f}, two runs {rate['apart']:.0f}"
+            print(f"{title}: {shown}: {ratios[-1]:.2f}, {limits[-1]:.2f}", flush=True)
+        print(f"{title}: medians {statistics.median(ratios):.2f}, {statistics.median(limits):.2f}")
 
 
 def memory(frames, minutes):

@@ -3,6 +3,8 @@
 //! Everything is valid (no padding) and rounds down: rows and columns at the bottom or right that no receptive
 //! field covers are seen by nobody.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use serde::Serialize;
 
@@ -63,6 +65,10 @@ pub struct StageShape {
     pub pool_stride: usize,
     /// Side of the contrast-normalisation window; 0 for none.
     pub lcn: usize,
+    /// Row and column of the input where the first receptive field begins: 0 but in a part of a stage, see
+    /// [`needed`].
+    #[serde(skip)]
+    pub origin: (usize, usize),
 }
 
 /// The windows of a stage before its input size is known.
@@ -97,7 +103,7 @@ impl StageShape {
         };
         let filtered = slide("receptive field", input.rows, input.cols, field, stride)?;
         let pooled = slide("pooling window", filtered.rows, filtered.cols, pool, pool_stride)?;
-        Ok(StageShape { input, filtered, pooled, field, stride, pool, pool_stride, lcn })
+        Ok(StageShape { input, filtered, pooled, field, stride, pool, pool_stride, lcn, origin: (0, 0) })
     }
 
     /// Weights of one simple unit: input maps x field x field.
@@ -173,6 +179,57 @@ pub fn supports(stages: &[StageShape]) -> Vec<Support> {
         .collect()
 }
 
+/// The parts of a stage's maps that something depends on: rows and columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Rows.
+    pub rows: Range<usize>,
+    /// Columns.
+    pub cols: Range<usize>,
+}
+
+/// What the units of one position need: the parts of a stage's three kinds of maps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Needed {
+    /// Of the stage's input.
+    pub input: Part,
+    /// Of the simple units.
+    pub filtered: Part,
+    /// Of the complex units. Those at its edge serve the contrast normalisation of others only, so the stage above needs less.
+    pub pooled: Part,
+}
+
+/// What the value `kind` of the units at one position of the last of `stages` depends on, in each stage; exact, and cut off where
+/// maps end. The first stage's input is the part of the picture.
+pub fn needed(stages: &[StageShape], kind: Kind, row: usize, col: usize) -> Vec<Needed> {
+    let mut wanted = Part { rows: row..row + 1, cols: col..col + 1 };
+    let mut parts = Vec::new();
+    for (index, s) in stages.iter().enumerate().rev() {
+        let kind = if index + 1 == stages.len() { kind } else { Kind::Y };
+        // The deviation at a place needs the means around it, and each of those what is around it.
+        let reach = if kind == Kind::Y { 2 * (s.lcn / 2) } else { 0 };
+        let around = |r: &Range<usize>, len: usize| r.start.saturating_sub(reach)..(r.end + reach).min(len);
+        let below = |r: &Range<usize>, step: usize, size: usize| r.start * step..(r.end - 1) * step + size;
+        let each = |part: &Part, f: &dyn Fn(&Range<usize>) -> Range<usize>| Part {
+            rows: f(&part.rows),
+            cols: f(&part.cols),
+        };
+        let (pooled, filtered) = if kind == Kind::A {
+            (Part { rows: 0..0, cols: 0..0 }, wanted)
+        } else {
+            let pooled =
+                Part { rows: around(&wanted.rows, s.pooled.rows), cols: around(&wanted.cols, s.pooled.cols) };
+            let filtered = each(&pooled, &|r| below(r, s.pool_stride, s.pool));
+            (pooled, filtered)
+        };
+        let input = each(&filtered, &|r| below(r, s.stride, s.field));
+        wanted = input.clone();
+        parts.push(Needed { input, filtered, pooled });
+    }
+    parts.reverse();
+    parts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,6 +256,21 @@ mod tests {
     fn a_top_unit_of_the_paper_sees_64_pixels_and_88_through_normalisation() {
         let top = supports(&paper())[2];
         assert_eq!((top.pooling_only, top.h, top.y, top.step), (64, 80, 88, 1));
+    }
+
+    #[test]
+    fn what_a_unit_needs_agrees_with_its_support_inside_and_is_cut_off_at_the_border() {
+        let stages = paper();
+        for (count, kind) in [(1, Kind::H), (1, Kind::Y), (2, Kind::Y), (3, Kind::H), (3, Kind::Y)] {
+            let support = supports(&stages)[count - 1];
+            let side = if kind == Kind::H { support.h } else { support.y };
+            let picture = &needed(&stages[..count], kind, 60, 70)[0].input;
+            assert_eq!((picture.rows.len(), picture.cols.len()), (side, side), "{count} {kind:?}");
+        }
+        let corner = &needed(&stages, Kind::Y, 0, 136)[0].input;
+        assert_eq!((corner.rows.clone(), corner.cols.end), (0..76, 200));
+        let simple = &needed(&stages[..1], Kind::A, 3, 182)[0];
+        assert_eq!(simple.input, Part { rows: 3..21, cols: 182..200 });
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage};
+use image::{Rgb, RgbImage};
 use ndarray::ArrayView3;
+use png::{ColorType, Encoder};
 
 use crate::error::{Error, Result};
 use crate::network::{Network, Unit, Weights};
@@ -69,16 +70,29 @@ pub fn save_png(image: &RgbImage, path: &Path) -> Result<()> {
 
 /// A picture as PNG, grey where it has no colour.
 pub fn png(image: &RgbImage) -> Vec<u8> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    let written = if image.pixels().all(|Rgb([r, g, b])| r == g && g == b) {
-        let (width, height) = image.dimensions();
-        GrayImage::from_fn(width, height, |x, y| Luma([image.get_pixel(x, y).0[0]]))
-            .write_to(&mut bytes, ImageFormat::Png)
-    } else {
-        image.write_to(&mut bytes, ImageFormat::Png)
+    captioned_png(image, None)
+}
+
+/// The same with a caption in its metadata, as `Description`.
+pub fn captioned_png(image: &RgbImage, caption: Option<&str>) -> Vec<u8> {
+    let grey = image.pixels().all(|Rgb([r, g, b])| r == g && g == b);
+    let (colour, pixels) = match grey {
+        true => (ColorType::Grayscale, image.pixels().map(|pixel| pixel.0[0]).collect()),
+        false => (ColorType::Rgb, image.as_raw().clone()),
     };
-    written.expect("memory takes any picture");
-    bytes.into_inner()
+    let mut bytes = Vec::new();
+    let mut encoder = Encoder::new(&mut bytes, image.width(), image.height());
+    encoder.set_color(colour);
+    let write = || {
+        if let Some(caption) = caption {
+            encoder.add_itxt_chunk("Description".into(), caption.into())?;
+        }
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&pixels)?;
+        writer.finish()
+    };
+    write().expect("memory takes any picture");
+    bytes
 }
 
 /// First-stage filters: for positions spread over the picture, from its middle to its border, the maps side by side.
@@ -131,9 +145,12 @@ mod tests {
     fn a_png_keeps_its_pixels_and_has_colour_only_where_there_is_some() {
         for (colour, channels) in [([7, 7, 7], 1), ([7, 7, 8], 3)] {
             let image = RgbImage::from_fn(3, 2, |x, _| Rgb(if x == 0 { [0; 3] } else { colour }));
-            let read = image::load_from_memory(&png(&image)).unwrap();
+            let bytes = captioned_png(&image, Some("norm 1, ±2"));
+            let read = image::load_from_memory(&bytes).unwrap();
             assert_eq!(read.color().channel_count(), channels);
             assert_eq!(read.to_rgb8(), image);
+            let reader = png::Decoder::new(std::io::Cursor::new(&bytes)).read_info().unwrap();
+            assert_eq!(reader.info().utf8_text[0].get_text().unwrap(), "norm 1, ±2");
         }
     }
 }

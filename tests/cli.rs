@@ -108,7 +108,16 @@ const FAILURES: &[Failure] = &[
     ("no run", "visualize nowhere", 1, &["nowhere", "not a run"]),
     ("frames are no run", "visualize f", 1, &["f: not a run", "no checkpoint"]),
     ("stage that is not there", "visualize run --stage 3", 2, &["--stage", "is 3", "from 1 to 2"]),
+    ("charges where there are no pixels", "visualize run --pixel-box 2", 2, &["--pixel-box", "is 2", "--parameters pixels"]),
     ("visualize with missing frames", "visualize run --frames nowhere", 1, &["nowhere", "No such file"]),
+    ("evaluate without negatives", "evaluate run --positives f", 2, &["--negatives"]),
+    ("evaluate no run", "evaluate nowhere --positives f --negatives f", 1, &["nowhere", "not a run"]),
+    ("evaluate missing pictures", "evaluate run --positives nowhere --negatives f", 1, &["nowhere", "No such file"]),
+    ("a pattern that nothing matches", "evaluate run --positives f::dogs* --negatives f", 1, &["f: none of the", "`dogs*`", "one key is"]),
+    ("one positive picture", "evaluate run --positives one.tar --negatives f", 1, &["--positives: 1 pictures", "at least 2"]),
+    ("a share that is none", "evaluate run --positives f --negatives f --share 1", 2, &["--share", "between 0 and 1"]),
+    ("a concept that is no name", "evaluate run --positives f --negatives f --concept a/b", 2, &["--concept", "letters"]),
+    ("evaluate a stage that is not there", "evaluate run --positives f --negatives f --stage 3", 2, &["--stage", "is 3", "from 1 to 2"]),
     ("info on nothing", "info nowhere", 1, &["nowhere", "No such file"]),
     ("info on text", "info text.mp4", 1, &["text.mp4", "neither"]),
     ("info on an empty folder", "info empty", 1, &["empty", "neither"]),
@@ -127,7 +136,7 @@ const FAILURES: &[Failure] = &[
     ("going on from a garbled state", "train tiny.toml --frames f --out run-state --resume", 1, &["state.json", "not the state"]),
     ("checkpoint with a weight that is no number", "visualize run-nan", 1, &["run-nan", "stage2.W2", "no number"]),
     ("state that the settings do not have", "train tiny.toml --frames f --out run-late --resume", 1, &["run-late", "step 99 of phase 2"]),
-    ("pictures where a file is", "visualize run-file --units 1 --steps 1", 1, &["run-file/visualize", "cannot replace"]),
+    ("pictures where a file is", "visualize run-file --units 1 --evaluations 1", 1, &["run-file/visualize", "cannot replace"]),
     ("optimiser's sums missing", "train tiny.toml --frames f --out run-sumless --resume", 1, &["optimiser.safetensors", "No such file"]),
 
     // Golden files.
@@ -153,7 +162,7 @@ const TOLERATED: &[(&str, &str, &[&str])] = &[
     ("a damaged picture", "train tiny.toml --frames pictures --out new", &["warning: left out: pictures/b.jpg", "decode"]),
     ("a log torn by a power cut", "info run-torn", &[]),
     ("the first picture is damaged", "info damaged", &["warning: damaged/b.jpg", "decode"]),
-    ("pictures of another size", "visualize run --frames pictures --units 1 --steps 1", &["resized to 24x24"]),
+    ("pictures of another size", "visualize run --frames pictures --units 1 --evaluations 1", &["resized to 24x24"]),
 ];
 
 /// A failure as every one must be: the code, one line `error:`, every word, no panic.
@@ -370,7 +379,7 @@ fn a_full_disk_is_named_and_leaves_nothing_half_written() {
     assert!(disk.mount(&format!("remount,size={}", bytes + (96 << 10))));
     copy_folder(&folder.path().join("run"), &disk.path().join("run"));
     let before = snapshot(disk.path());
-    let output = run(folder.path(), &format!("visualize {disk_name}/run --steps 2 --units all"));
+    let output = run(folder.path(), &format!("visualize {disk_name}/run --evaluations 2 --units all"));
     check_failure(&output, "visualize", 1, &["visualize.partial", "cannot write", "No space left"]);
     assert!(snapshot(disk.path()) == before, "visualize on a full disk changed the run");
     fs::remove_dir_all(disk.path().join("run")).unwrap();
@@ -384,19 +393,30 @@ fn an_older_checkpoint_stays_good_when_the_next_does_not_fit() {
         snapshot(&folder.path().join("run/checkpoints/step-0000000004")).values().map(Vec::len).sum();
     let train = format!("train tiny.toml --frames f --out {out}");
     let mut reasons = Vec::new();
-    // From just too small for the first checkpoint to room for one and a half: whatever write meets the end of the
-    // disk, nothing half written is left and what was whole stays whole.
-    for extra in (0..48).step_by(4).map(|kib| kib << 10).chain([bytes / 2]) {
+    let mut attempt = |extra: usize| {
         assert!(disk.mount(&format!("remount,size={}", (bytes + extra).next_multiple_of(4096))));
         let output = run(folder.path(), &train);
         check_failure(&output, &format!("{extra} bytes more than a checkpoint"), 1, &[&out]);
-        reasons.push(text(&output.stderr));
         let left: Vec<PathBuf> = snapshot(disk.path()).into_keys().collect();
         assert!(!left.iter().any(|path| path.to_str().unwrap().contains(".partial")), "{left:?}");
-        if extra < bytes / 2 {
-            let _ = fs::remove_dir_all(&out);
+        reasons.push(text(&output.stderr));
+        reasons.last().unwrap().clone()
+    };
+    // From just too small for the first checkpoint: whatever write meets the end of the disk, nothing half written is left.
+    // Where a checkpoint was refused for lack of room, the next try has as much more as that lacked.
+    let (mut extra, number) = (0, |word: &str| word.parse::<usize>().ok());
+    for _ in 0..24 {
+        let stderr = attempt(extra);
+        let _ = fs::remove_dir_all(&out);
+        if stderr.contains("No space left") {
+            break;
         }
+        let numbers: Vec<usize> = stderr.split_whitespace().filter_map(number).collect();
+        let lacks = numbers.windows(2).map(|pair| pair[0].saturating_sub(pair[1])).max().unwrap_or(0);
+        extra += lacks.next_multiple_of(4096).clamp(4096, 160 << 10);
     }
+    // Room for one and a half: what was whole stays whole.
+    attempt(bytes / 2);
     for reason in ["No space left", "are free"] {
         assert!(reasons.iter().any(|line| line.contains(reason)), "never `{reason}`: {reasons:#?}");
     }
@@ -420,11 +440,20 @@ fn all_is_well_from_videos_to_pictures_and_stdout_is_one_json_object() {
         trained["finished"] == true && trained["steps"] == 30 && trained["images"] == 30 * 32,
         "{trained}"
     );
-    let gallery = json(dir, "visualize run --units 3 --steps 5 --restarts 1");
+    let gallery = json(dir, "visualize run --units 3 --evaluations 5 --restarts 1");
     assert_eq!(gallery["units"].as_array().unwrap().len(), 6);
     for picture in ["stage1.png", "stage2.png", "filters-encoder.png"] {
         assert!(image::open(dir.join("run/visualize").join(picture)).is_ok(), "{picture}");
     }
+    let found =
+        json(dir, "evaluate run --positives f::*-000000 --negatives f::*-00000[1-9] --permutations 5");
+    assert_eq!(found["groups"].as_array().unwrap().len(), 3);
+    let result: serde_json::Value =
+        serde_json::from_slice(&fs::read(dir.join("run/evaluate/concept.json")).unwrap()).unwrap();
+    assert_eq!(result["units"].as_array().unwrap().len(), 196 + 2 * 72);
+    assert_eq!((&result["positives"], &result["negatives"]), (&4.into(), &16.into()));
+    let svg = fs::read_to_string(dir.join("run/evaluate/concept.svg")).unwrap();
+    assert!(svg.contains("% right above") && !svg.contains("NaN"));
     for (what, kind) in
         [(config, "config"), ("f", "frames"), ("run", "run"), ("f/frames-00000.tar", "frames")]
     {
@@ -473,7 +502,7 @@ fn bench_gives_one_object_with_rates_and_the_peaks_that_they_are_shares_of() {
 #[test]
 fn a_reader_that_hangs_up_is_no_error() {
     let folder = material();
-    for line in ["info run", "visualize run --units 1 --steps 1", "verify", "train --help"] {
+    for line in ["info run", "visualize run --units 1 --evaluations 1", "verify", "train --help"] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let output = program().current_dir(&folder).args(line.split(' ')).stdout(writer).output().unwrap();

@@ -97,7 +97,7 @@ fn frames_of_another_set_are_neither_kept_nor_in_the_way() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("other frames"), "{}", text(&output.stderr));
     assert!(snapshot(&folder.path().join("run")) == before);
-    done(folder.path(), "visualize run --frames others --units 1 --steps 1");
+    done(folder.path(), "visualize run --frames others --units 1 --evaluations 1");
     fs::remove_dir_all(folder.path().join("run/visualize")).unwrap();
     assert!(snapshot(&folder.path().join("run")) == before);
 }
@@ -119,7 +119,7 @@ fn frames_are_kept_with_their_margin_and_looked_at_in_their_middle() {
     let shard = at("f/frames-00000.tar");
     let pictures = fs::read(&shard).unwrap();
     write_unseen(&shard, &vec![0; pictures.len()]);
-    done(folder.path(), "visualize wide --units 1 --steps 1");
+    done(folder.path(), "visualize wide --units 1 --evaluations 1");
     write_unseen(&shard, &pictures);
     let top = fs::read_dir(at("wide/visualize/stage1")).unwrap().map(|entry| entry.unwrap().path());
     let top = top.into_iter().find(|path| path.to_string_lossy().ends_with("-top.png")).unwrap();

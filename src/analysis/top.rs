@@ -3,9 +3,10 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::stimulus::Sign;
 use crate::geometry::Kind;
 use crate::network::preprocess::Inputs;
-use crate::network::{Network, Unit};
+use crate::network::{Network, Unit, Workspace};
 
 /// Pictures that go through the network together.
 const BATCH: usize = 96;
@@ -19,31 +20,44 @@ pub struct Answer {
     pub value: f32,
 }
 
-/// The `keep` frames with the highest value of each of `units`, from the highest; `progress` is told how many frames
-/// have been seen. Memory does not grow with the number of frames.
+/// Which frames are looked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Ranking {
+    /// Those that drive a unit most, or least.
+    pub sign: Sign,
+    /// As they are, or scaled to this norm after preprocessing, as stimuli are.
+    pub norm: Option<f32>,
+    /// How many.
+    pub keep: usize,
+}
+
+/// The frames with the most extreme values of each of `units`, from the most extreme; `progress` is told how many frames have been
+/// seen. Memory does not grow with the number of frames.
 pub fn top_frames(
     network: &Network,
     inputs: &Inputs,
-    stage: usize,
-    kind: Kind,
+    (stage, kind): (usize, Kind),
     units: &[Unit],
-    keep: usize,
+    ranking: Ranking,
     progress: impl Fn(usize) + Sync,
 ) -> Vec<Vec<Answer>> {
     let frames: Vec<usize> = (0..inputs.len()).collect();
-    let of_batch = |work: &mut _, indices: &[usize]| -> Vec<Vec<Answer>> {
+    let of_batch = |work: &mut Workspace, indices: &[usize]| -> Vec<Vec<Answer>> {
         inputs.load(indices, work);
-        network.forward(work, stage);
+        if let Some(norm) = ranking.norm {
+            work.scale_to(norm);
+        }
+        network.forward_to(work, stage, kind);
         progress(indices.len());
         let best = |unit: &Unit| {
             let values = work.unit_values(network, stage, kind, *unit);
             let answers = indices.iter().zip(values).map(|(&frame, &value)| Answer { frame, value });
-            highest(answers.collect(), keep)
+            most(answers.collect(), ranking)
         };
         units.iter().map(best).collect()
     };
     let merge = |a: Vec<Vec<Answer>>, b: Vec<Vec<Answer>>| {
-        a.into_iter().zip(b).map(|(a, b)| highest([a, b].concat(), keep)).collect()
+        a.into_iter().zip(b).map(|(a, b)| most([a, b].concat(), ranking)).collect()
     };
     frames
         .par_chunks(BATCH)
@@ -51,9 +65,10 @@ pub fn top_frames(
         .reduce(|| vec![Vec::new(); units.len()], merge)
 }
 
-/// The highest answers; of equal ones the earlier frame, so that the result does not depend on the order of threads.
-fn highest(mut answers: Vec<Answer>, keep: usize) -> Vec<Answer> {
-    answers.sort_by(|a, b| b.value.total_cmp(&a.value).then(a.frame.cmp(&b.frame)));
+/// The most extreme answers; of equal ones the earlier frame, so that the result does not depend on the order of threads.
+fn most(mut answers: Vec<Answer>, Ranking { sign, keep, .. }: Ranking) -> Vec<Answer> {
+    let extreme = |answer: &Answer| sign.factor() * answer.value;
+    answers.sort_by(|a, b| extreme(b).total_cmp(&extreme(a)).then(a.frame.cmp(&b.frame)));
     answers.truncate(keep);
     answers
 }
@@ -80,20 +95,29 @@ mod tests {
         let whitening = Whitening { shape: network.input, transform: Transform::None };
         let inputs = Inputs::new(&dataset, &whitening, usize::MAX);
         let units = network.units(0, Kind::Y);
-        let tops = top_frames(&network, &inputs, 0, Kind::Y, &units, 4, |_| ());
-
         let mut work = network.workspace(1);
-        for (unit, top) in units.iter().zip(tops).step_by(7) {
-            let mut all: Vec<Answer> = (0..dataset.len())
-                .map(|frame| {
-                    inputs.load(&[frame], &mut work);
-                    network.forward(&mut work, 0);
-                    Answer { frame, value: work.unit_values(&network, 0, Kind::Y, *unit)[0] }
-                })
-                .collect();
-            all.sort_by(|a, b| b.value.total_cmp(&a.value).then(a.frame.cmp(&b.frame)));
-            assert_eq!(top, all[..4]);
-            assert_eq!(top[1].frame, top[0].frame + 120);
+        for (sign, norm) in [(Sign::Positive, None), (Sign::Negative, None), (Sign::Positive, Some(3.0))] {
+            let ranking = Ranking { sign, norm, keep: 4 };
+            let tops = top_frames(&network, &inputs, (0, Kind::Y), &units, ranking, |_| ());
+            for (unit, top) in units.iter().zip(tops).step_by(7) {
+                let mut all: Vec<Answer> = (0..dataset.len())
+                    .map(|frame| {
+                        let picture = inputs.picture(frame);
+                        let length = picture.iter().map(|x| x * x).sum::<f32>().sqrt();
+                        let scale = norm.map_or(1.0, |norm| norm / length);
+                        work.start(1);
+                        work.load_picture(0, picture.iter().map(|x| x * scale));
+                        network.forward(&mut work, 0);
+                        Answer { frame, value: work.unit_values(&network, 0, Kind::Y, *unit)[0] }
+                    })
+                    .collect();
+                let sign = sign.factor();
+                all.sort_by(|a, b| (sign * b.value).total_cmp(&(sign * a.value)).then(a.frame.cmp(&b.frame)));
+                let close = |(got, want): (&Answer, &Answer)| (got.value - want.value).abs() < 1e-5;
+                assert!(top.iter().zip(&all).all(close), "{top:?} {:?}", &all[..4]);
+                assert!(norm.is_some() || top == all[..4]);
+                assert_eq!(top[1].frame, top[0].frame + 120);
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ macro_rules! say {
 }
 
 mod bench;
+mod evaluate;
 mod frames;
 mod info;
 mod report;
@@ -49,6 +50,7 @@ Example, from videos to pictures of what the units prefer:
   striate sample my-videos/ --out outputs/frames --size 64 --per-video 20
   striate train configs/small.toml --frames outputs/frames --out outputs/run
   striate visualize outputs/run --frames outputs/frames
+  striate evaluate outputs/run --positives faces/ --negatives others/
   striate report outputs/run
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or config, 3 bad inputs under --strict, 130 or 143 interrupted.";
@@ -75,7 +77,8 @@ enum Command {
     Train(Box<train::TrainArgs>),
     Watch(watch::WatchArgs),
     Sweep(Box<sweep::SweepArgs>),
-    Visualize(visualize::VisualizeArgs),
+    Visualize(Box<visualize::VisualizeArgs>),
+    Evaluate(Box<evaluate::EvaluateArgs>),
     Report(report::ReportArgs),
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
@@ -108,7 +111,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Train(args) => return train::run(*args, global),
         Command::Watch(args) => watch::run(args, &global)?,
         Command::Sweep(args) => return sweep::run(*args, global),
-        Command::Visualize(args) => visualize::run(args, global)?,
+        Command::Visualize(args) => visualize::run(*args, global)?,
+        Command::Evaluate(args) => evaluate::run(*args, global)?,
         Command::Report(args) => report::run(args, global)?,
         Command::Verify(args) => verify::run(args, global)?,
         Command::Bench(args) => bench::run(args, global)?,

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use striate::analysis::stimulus::{Method, Parameters, Sign, View};
 use striate::dataset::Dataset;
 use striate::error::Error;
 use striate::frames::FrameStore;
@@ -23,11 +24,14 @@ use super::Global;
 Examples:
   striate visualize outputs/run
   striate visualize outputs/run --stage 3 --units all --frames other-frames/
-  striate visualize outputs/run --norm 1 --norm natural --steps 500
+  striate visualize outputs/run --norm 1 --norm natural --evaluations 500
+  striate visualize outputs/run --stage 3 --negative --optima 4
+  striate visualize outputs/run --norm natural --parameters fourier --total-variation 0.3
 
 Writes RUN/visualize: filters-encoder.png, a sheet stageN.png with a row for each unit (stimuli, then top frames),
 a folder of pictures for each stage, and units.json. What an earlier call wrote
-there is replaced.")]
+there is replaced. Pictures made with --parameters, --total-variation or --pixel-box are easier to look at but not what the
+unit prefers most: their metadata and captions say so.")]
 pub struct VisualizeArgs {
     /// Run folder of `striate train`.
     run: PathBuf,
@@ -46,15 +50,36 @@ pub struct VisualizeArgs {
     /// Norm of the stimuli: a number (1 is the paper's) or `natural`, the mean norm of the frames. May be repeated.
     #[arg(long = "norm", default_values = ["1", "natural"], value_name = "NORM")]
     norms: Vec<Norm>,
-    /// Most steps of a search.
-    #[arg(long, default_value_t = 200)]
-    steps: usize,
+    /// Also look for what drives each unit to its lowest value.
+    #[arg(long)]
+    negative: bool,
+    /// How a search climbs; `fixed-steps` is the plain reference.
+    #[arg(long, value_enum, default_value = "lbfgs")]
+    method: Method,
+    /// Most evaluations of one search; most end before, as there is nothing left to climb.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    evaluations: u32,
     /// Searches from different noise for each unit; the best of all is kept.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=32))]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
     restarts: u16,
-    /// Searches from the frames that drive the unit most.
+    /// Searches from the frames, scaled to the stimulus's norm, that drive the unit most.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(0..=32))]
     from_frames: u16,
+    /// Different stimuli of each unit: each after the first is kept away from those before it.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=32))]
+    optima: u16,
+    /// How far: charged, as a share of the unit's value, for the squared cosine to each stimulus found before.
+    #[arg(long, default_value_t = 0.5, value_parser = not_negative)]
+    repulsion: f32,
+    /// What a search moves: the network's input (plain), pixels, or their frequencies in proportion to natural pictures.
+    #[arg(long, value_enum, default_value_t, help_heading = "Enhanced views")]
+    parameters: Parameters,
+    /// Charge for differences of neighbouring pixels, as a share of the unit's value for one contrast; needs pixels or fourier.
+    #[arg(long, default_value_t = 0.0, value_parser = not_negative, value_name = "WEIGHT", help_heading = "Enhanced views")]
+    total_variation: f32,
+    /// Charge for pixels further than this many contrasts from the mean; 0 for none; needs pixels or fourier.
+    #[arg(long, default_value_t = 0.0, value_parser = not_negative, value_name = "CONTRASTS", help_heading = "Enhanced views")]
+    pixel_box: f32,
     /// Frames shown for each unit.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     top: u16,
@@ -71,6 +96,13 @@ fn unit_count(text: &str) -> Result<usize, String> {
     }
 }
 
+fn not_negative(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(number) if number.is_finite() && number >= 0.0 => Ok(number),
+        _ => Err("expected a number from 0".into()),
+    }
+}
+
 pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
     global.use_threads(args.threads)?;
     let checkpoint = checkpoint::load_latest(&args.run, false)?;
@@ -79,9 +111,18 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
         stages: args.stages,
         kind: args.kind,
         norms: args.norms,
-        steps: args.steps,
+        signs: if args.negative { vec![Sign::Positive, Sign::Negative] } else { vec![Sign::Positive] },
+        method: args.method,
+        evaluations: args.evaluations as usize,
+        view: View {
+            parameters: args.parameters,
+            total_variation: args.total_variation,
+            pixel_box: args.pixel_box,
+        },
         restarts: args.restarts.into(),
         from_frames: args.from_frames.into(),
+        optima: args.optima.into(),
+        repulsion: args.repulsion,
         top: args.top.into(),
         seed: global.seed,
     };

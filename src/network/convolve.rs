@@ -147,7 +147,7 @@ fn convolved(filter: &Array4<f32>, x: &Array3<f32>) -> Array3<f32> {
 }
 
 /// The transpose of [`convolve`].
-fn convolve_transposed(filter: &Array4<f32>, z: ArrayView3<f32>) -> Array3<f32> {
+pub(super) fn convolve_transposed(filter: &Array4<f32>, z: ArrayView3<f32>) -> Array3<f32> {
     let (channels, rows, cols) = z.dim();
     let half = filter.len_of(Axis(2)) / 2;
     let mut padded = Array3::zeros((channels, rows + 2 * half, cols + 2 * half));

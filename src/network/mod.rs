@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 mod convolve;
+mod crop;
 pub mod objective;
 mod on_cpu;
 pub mod plain;
@@ -16,6 +17,7 @@ use crate::config::{Objective, RunConfig};
 use crate::error::Result;
 use crate::geometry::{Kind, MapShape, StageShape, Support};
 use crate::kernels::{Buffer, Cpu, Rows, lanes_for};
+pub use crop::Crop;
 use objective::Loss;
 pub use stage::{Activations, Stage, StageKernels};
 pub use weights::{At, WeightUpdate, Weights};
@@ -146,6 +148,23 @@ impl Network {
         }
     }
 
+    /// The same, but of stage `last` only as far as `kind`: what its values of that kind need.
+    pub fn forward_to(&self, work: &mut Workspace, last: usize, kind: Kind) {
+        if last > 0 {
+            self.forward(work, last - 1);
+        }
+        let pictures = work.pictures;
+        let (input, acts) = work.split(last);
+        let (stage, kernels) = (&self.stages[last], self.kernels());
+        kernels.filter(stage, input, acts);
+        if kind != Kind::A {
+            kernels.pool(stage, acts);
+        }
+        if kind == Kind::Y {
+            kernels.normalise(stage, acts, pictures);
+        }
+    }
+
     /// Filtering and pooling of one stage, whose input is there.
     fn encode(&self, work: &mut Workspace, index: usize) {
         let (input, acts) = work.split(index);
@@ -195,6 +214,19 @@ impl Workspace {
         let places = (0..channels).flat_map(|c| (0..rows * cols).map(move |at| at * channels + c));
         for (place, value) in places.zip(values) {
             self.input[place * self.lanes + lane] = value;
+        }
+    }
+
+    /// Scales every picture to this norm; one that is zero everywhere stays so.
+    pub fn scale_to(&mut self, norm: f32) {
+        let mut squares = vec![0f64; self.lanes];
+        for place in self.input.chunks_exact(self.lanes) {
+            squares.iter_mut().zip(place).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+        }
+        let scale = |&square: &f64| if square > 0.0 { (f64::from(norm) / square.sqrt()) as f32 } else { 0.0 };
+        let scales: Vec<f32> = squares.iter().map(scale).collect();
+        for place in self.input.chunks_exact_mut(self.lanes) {
+            place.iter_mut().zip(&scales).for_each(|(x, scale)| *x *= scale);
         }
     }
 

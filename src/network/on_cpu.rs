@@ -152,9 +152,16 @@ impl StageKernels for Cpu {
     }
 }
 
+/// Row and column of the input where the first receptive field of positions side by side begins.
+fn first_field(stage: &Stage, place: &Place) -> (usize, usize) {
+    let (s, (row, col)) = (&stage.shape, stage.shape.origin);
+    (row + place.row * s.stride, col + place.cols.start * s.stride)
+}
+
 /// What the receptive fields of positions side by side see of the input.
 fn seen<'a>(stage: &Stage, field: Field, place: &Place, input: &'a [f32]) -> &'a [f32] {
-    &input[place.row * stage.shape.stride * field.pitch + place.cols.start * field.step * field.lanes..]
+    let (row, col) = first_field(stage, place);
+    &input[row * field.pitch + col * stage.shape.input.channels * field.lanes..]
 }
 
 /// Adds to some rows of maps of the input's size, from row `first` on, what all units give back to them.
@@ -171,15 +178,15 @@ fn give_back(
 ) {
     let (s, lanes, last) = (&stage.shape, field.lanes, first + out.len() / field.pitch);
     for (number, block) in stage.blocks.all().iter().enumerate() {
-        let (Place { row, cols, maps }, top) = (&block.place, block.place.row * s.stride);
+        let (Place { cols, maps, .. }, (top, left)) = (&block.place, first_field(stage, &block.place));
         let rows = top.max(first)..(top + s.field).min(last);
         if rows.is_empty() {
             continue;
         }
         let start = stage.blocks.first_unit(number) * lanes;
         let response = &response[start..][..cols.len() * maps.len() * lanes];
-        let out = &mut out[(rows.start - first) * field.pitch + cols.start * field.step * lanes..];
-        let (rows, arrays) = (rows.start - row * s.stride..rows.end - row * s.stride, block.read());
+        let out = &mut out[(rows.start - first) * field.pitch + left * s.input.channels * lanes..];
+        let (rows, arrays) = (rows.start - top..rows.end - top, block.read());
         filter::scatter(cpu, field, rows, maps.len(), arrays.get(which).all(), response, out);
     }
 }
@@ -222,6 +229,7 @@ fn learn_block(
             let last = (first + TOGETHER).min(positions);
             let few = Few { units: first * cell..last * cell, input: first * field.step * field.lanes };
             let gradients = &mut gradients[..(last - first) * len];
+            arrays.expect_change(which, first * len..last * len);
             gradient(few, arrays.get(which).slice(first * len..last * len), gradients);
             for (position, gradient) in (first..last).zip(gradients.chunks_exact_mut(len)) {
                 let at = At { stage: stage.number - 1, block: number, position, which, tied };

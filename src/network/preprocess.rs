@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::geometry::MapShape;
 use crate::kernels::lcn::Lcn;
 use crate::kernels::{Cpu, with_scratch};
-use crate::network::convolve::{convolve, deconvolve};
+use crate::network::convolve::{convolve, convolve_transposed, deconvolve};
 use crate::rng;
 pub use inputs::{Inputs, Scratch};
 pub(crate) use local::window;
@@ -280,6 +280,48 @@ impl Whitening {
                 let mut out = ArrayViewMut2::from_shape(size, white).expect("rows of one length");
                 general_mat_mul(1.0, &x, matrix, 0.0, &mut out);
             }
+        }
+    }
+
+    /// What small changes of pixels, in units of the picture's contrast, change in the network's input: the linear part of
+    /// preprocessing. One picture `(channel, row, column)` a row.
+    pub fn whiten(&self, changes: ArrayView2<f32>) -> Array2<f32> {
+        self.linear(changes, |filter, change| {
+            let mut out = Array3::zeros(change.raw_dim());
+            let to = out.as_slice_mut().expect("contiguous");
+            convolve(filter, self.shape, change.as_slice().expect("contiguous"), to);
+            out
+        })
+    }
+
+    /// The transpose of [`whiten`](Self::whiten): it takes gradients with respect to the network's input to those with respect to
+    /// pixels.
+    pub fn whiten_transposed(&self, gradients: ArrayView2<f32>) -> Array2<f32> {
+        self.linear(gradients, |filter, gradient| convolve_transposed(filter, gradient.view()))
+    }
+
+    fn linear(
+        &self,
+        rows: ArrayView2<f32>,
+        convolve: impl Fn(&Array4<f32>, Array3<f32>) -> Array3<f32> + Sync,
+    ) -> Array2<f32> {
+        let by = |filter: &Array4<f32>| {
+            let mut out = rows.to_owned();
+            for mut row in out.outer_iter_mut() {
+                let picture =
+                    Array3::from_shape_vec(dims(self.shape), row.to_vec()).expect("a picture a row");
+                row.iter_mut().zip(&convolve(filter, picture)).for_each(|(to, &from)| *to = from);
+            }
+            out
+        };
+        match &self.transform {
+            Transform::None => rows.to_owned(),
+            Transform::Contrast { scale } => rows.map(|x| x * scale),
+            Transform::Lcn { window, scale } => {
+                by(&local::subtraction(window, self.shape.channels).map(|x| x * scale))
+            }
+            Transform::Zca { matrix, .. } => rows.dot(matrix),
+            Transform::Conv { filter } => by(filter),
         }
     }
 

@@ -123,7 +123,21 @@ impl Stage {
         precision: Precision,
         sums: bool,
     ) -> Stage {
-        let blocks = Blocks::zeros(shape, precision, settings.tied, sums);
+        Stage::with_filters(
+            number,
+            shape,
+            settings.clone(),
+            Blocks::zeros(shape, precision, settings.tied, sums),
+        )
+    }
+
+    /// Of weights that are there.
+    pub(super) fn with_filters(
+        number: usize,
+        shape: StageShape,
+        settings: config::Stage,
+        blocks: Blocks,
+    ) -> Stage {
         let inverse_coverage = (settings.reconstruction == Reconstruction::Coverage).then(|| {
             let (rows, cols) = (shape.coverage(true), shape.coverage(false));
             let inverse = |n: usize| 1.0 / n.max(1) as f32;

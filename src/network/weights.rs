@@ -103,6 +103,18 @@ impl Arrays {
         }
     }
 
+    /// Tells the processor that weights, and what the optimiser remembers of them, will be changed soon.
+    pub fn expect_change(&self, which: Weights, range: Range<usize>) {
+        let (weights, sums) = match which {
+            Weights::Encoder => (&self.encoder, &self.encoder_sums),
+            _ => (&self.decoder, &self.decoder_sums),
+        };
+        weights.expect_change(range.clone());
+        if !sums.is_empty() {
+            sums.expect_change(range);
+        }
+    }
+
     /// Lets `work` change the weights of a position and what the optimiser remembers of them, arrays `[tap, map]` of `len`
     /// numbers; bf16 are rounded by chance, as `key` has it.
     pub fn edit(
@@ -319,6 +331,35 @@ impl Blocks {
             to.encoder.copy_from(&from.encoder);
             to.decoder.copy_from(&from.decoder);
         });
+    }
+
+    /// A copy of the encoder's filters at the positions from `(row, col)` of this stage on, as many as `shape` has; it has no decoder
+    /// and nothing for an optimiser.
+    pub fn part(&self, shape: StageShape, (row, col): (usize, usize)) -> Blocks {
+        let part = Blocks::zeros(shape, self.precision, true, false);
+        let taps = shape.taps();
+        part.blocks.par_iter().for_each(|block| {
+            let mut arrays = block.write();
+            let (Place { cols, maps, .. }, (_, padded)) = (&block.place, block.maps());
+            for col_here in cols.clone() {
+                let source_col = col + col_here;
+                let holds = |source: &&Block| source.place.cols.contains(&source_col);
+                for source in self.of_row(row + block.place.row).iter().filter(holds) {
+                    let (from, (_, source_padded)) = (source.read(), source.maps());
+                    let first = maps.start.max(source.place.maps.start);
+                    let last = maps.end.min(source.place.maps.end);
+                    for tap in 0..taps {
+                        let to_tap = ((col_here - cols.start) * taps + tap) * padded;
+                        let from_tap = ((source_col - source.place.cols.start) * taps + tap) * source_padded;
+                        for map in first..last {
+                            let weight = from.encoder.get(from_tap + map - source.place.maps.start);
+                            arrays.encoder.set(to_tap + map - maps.start, weight);
+                        }
+                    }
+                }
+            }
+        });
+        part
     }
 
     /// Draws the encoder's filter of a unit, numbered in the order `[row, column, map]`, anew, as [`draw`](Self::draw) does, and

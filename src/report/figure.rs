@@ -41,6 +41,10 @@ pub fn label(number: &f64) -> String {
     }
 }
 
+/// Of curves and bars, legible on light and dark.
+const COLOURS: [RGBColor; 4] =
+    [RGBColor(66, 133, 190), RGBColor(214, 110, 42), RGBColor(70, 155, 92), RGBColor(165, 92, 178)];
+
 /// A curve in a [`curves`] plot.
 pub struct Curve<'a> {
     /// Its name in the legend.
@@ -51,8 +55,6 @@ pub struct Curve<'a> {
 
 /// Curves over a common axis, as SVG without a fixed colour of its background.
 pub fn curves(title: &str, x_name: &str, curves: &[Curve]) -> String {
-    const COLOURS: [RGBColor; 4] =
-        [RGBColor(66, 133, 190), RGBColor(214, 110, 42), RGBColor(70, 155, 92), RGBColor(165, 92, 178)];
     let text = RGBColor(128, 128, 128);
     let finite = |p: &&(f64, f64)| p.0.is_finite() && p.1.is_finite();
     let points: Vec<(f64, f64)> =
@@ -100,6 +102,71 @@ pub fn curves(title: &str, x_name: &str, curves: &[Curve]) -> String {
                     .border_style(TRANSPARENT)
                     .draw()?;
             }
+            root.present()?;
+            Ok(())
+        };
+        draw().expect("drawing into a string cannot fail");
+    }
+    svg
+}
+
+/// Histograms over the same bins from `low` to `high`, each as shares of its own total, and a line at `mark`. As SVG.
+pub fn histograms(
+    title: &str,
+    x_name: &str,
+    (low, high): (f64, f64),
+    histograms: &[(&str, &[usize])],
+    mark: Option<f64>,
+) -> String {
+    let text = RGBColor(128, 128, 128);
+    let shares = |counts: &[usize]| -> Vec<f64> {
+        let total = counts.iter().sum::<usize>().max(1) as f64;
+        counts.iter().map(|&count| 100.0 * count as f64 / total).collect()
+    };
+    let most = histograms.iter().flat_map(|(_, counts)| shares(counts)).fold(1.0, f64::max);
+    let high = if high > low { high } else { low + 1.0 };
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, (560, 300)).into_drawing_area();
+        let draw = || -> std::result::Result<(), Box<dyn std::error::Error>> {
+            let mut chart = ChartBuilder::on(&root)
+                .caption(title, ("sans-serif", 15).into_font().color(&text))
+                .margin(8)
+                .x_label_area_size(34)
+                .y_label_area_size(56)
+                .build_cartesian_2d(low..high, 0.0..1.05 * most)?;
+            chart
+                .configure_mesh()
+                .x_desc(x_name)
+                .y_desc("% of its pictures")
+                .x_label_formatter(&label)
+                .y_label_formatter(&label)
+                .axis_style(text)
+                .bold_line_style(text.mix(0.25))
+                .light_line_style(TRANSPARENT)
+                .label_style(("sans-serif", 12).into_font().color(&text))
+                .draw()?;
+            for ((name, counts), colour) in histograms.iter().zip(COLOURS) {
+                let width = (high - low) / counts.len() as f64;
+                let bars = shares(counts).into_iter().enumerate().map(|(bin, share)| {
+                    let left = low + bin as f64 * width;
+                    Rectangle::new([(left, 0.0), (left + width, share)], colour.mix(0.5).filled())
+                });
+                let legend =
+                    move |(x, y)| Rectangle::new([(x, y - 4), (x + 14, y + 4)], colour.mix(0.5).filled());
+                chart.draw_series(bars)?.label(*name).legend(legend);
+            }
+            if let Some(mark) = mark {
+                let line = [(mark, 0.0), (mark, 1.05 * most)];
+                chart.draw_series(LineSeries::new(line, text.stroke_width(2)))?;
+            }
+            let style = ("sans-serif", 12).into_font().color(&text);
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::UpperRight)
+                .label_font(style)
+                .border_style(TRANSPARENT)
+                .draw()?;
             root.present()?;
             Ok(())
         };

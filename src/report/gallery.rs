@@ -9,15 +9,17 @@ use image::RgbImage;
 use ndarray::Array3;
 use serde::{Deserialize, Serialize};
 
-use crate::analysis::stimulus::{Ascent, Start, Stimulus, best_stimuli};
-use crate::analysis::top::{Answer, top_frames};
+use crate::analysis::stimulus::{
+    Effort, Ended, Method, Parameters, Search, Sign, Start, Stimulus, View, Wanted, best_stimuli, why_flat,
+};
+use crate::analysis::top::{Answer, Ranking, top_frames};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::geometry::Kind;
 use crate::network::checkpoint::Checkpoint;
-use crate::network::preprocess::{Inputs, Whitening};
-use crate::network::{Network, Unit, Weights};
-use crate::picture::{filters, grid, pixel_tile, save_png, signed_tile, spread};
+use crate::network::preprocess::Inputs;
+use crate::network::{Unit, Weights};
+use crate::picture::{captioned_png, filters, grid, pixel_tile, save_png, signed_tile, spread};
 
 /// What to visualise, and how.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,12 +32,22 @@ pub struct Choice {
     pub kind: Kind,
     /// Norms of the stimuli.
     pub norms: Vec<Norm>,
-    /// Most steps of a search.
-    pub steps: usize,
+    /// Which ways each unit is driven.
+    pub signs: Vec<Sign>,
+    /// How a search climbs.
+    pub method: Method,
+    /// Most evaluations of one search.
+    pub evaluations: usize,
+    /// What is moved, and charged for.
+    pub view: View,
     /// Searches from different noise for each unit; the best of all searches is kept.
     pub restarts: usize,
-    /// Searches from the frames that drive the unit most.
+    /// Searches from the frames that drive the unit most, of those scaled to the stimulus's norm.
     pub from_frames: usize,
+    /// Different stimuli of each unit.
+    pub optima: usize,
+    /// What keeps them apart, see [`Wanted::repulsion`].
+    pub repulsion: f32,
     /// Frames shown for each unit.
     pub top: usize,
     /// Seed of the noise.
@@ -43,19 +55,24 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// Refuses stages that a network of `count` stages does not have.
+    /// Refuses stages that a network of `count` stages does not have, and charges for pixels where there are none.
     ///
     /// # Errors
-    /// Names the stage.
+    /// Names the flag.
     pub fn check(&self, count: usize) -> Result<()> {
-        match self.stages.iter().find(|stage| !(1..=count).contains(*stage)) {
-            None => Ok(()),
-            Some(bad) => {
-                let (key, got, want) =
-                    ("--stage".into(), bad.to_string(), format!("a stage from 1 to {count}"));
-                Err(Error::Setting { key, got, want })
+        let refuse =
+            |key: &str, got: String, want: String| Err(Error::Setting { key: key.into(), got, want });
+        if let Some(bad) = self.stages.iter().find(|stage| !(1..=count).contains(*stage)) {
+            return refuse("--stage", bad.to_string(), format!("a stage from 1 to {count}"));
+        }
+        let View { parameters, total_variation, pixel_box } = self.view;
+        for (key, charge) in [("--total-variation", total_variation), ("--pixel-box", pixel_box)] {
+            if charge > 0.0 && parameters == Parameters::Input {
+                let want = "0, as there are no pixels to charge for without --parameters pixels or fourier";
+                return refuse(key, charge.to_string(), want.into());
             }
         }
+        Ok(())
     }
 }
 
@@ -91,6 +108,8 @@ pub struct Gallery {
     pub frame_count: usize,
     /// Number of units in each stage.
     pub stage_units: Vec<usize>,
+    /// What the search for the stimuli of each stage took.
+    pub searched: Vec<Effort>,
     /// True if stimuli were mapped back through the inverse whitening.
     pub whitened: bool,
     /// The units, stage after stage.
@@ -104,7 +123,7 @@ pub struct UnitPage {
     pub stage: usize,
     /// The unit.
     pub unit: Unit,
-    /// Preferred stimuli, one for each norm.
+    /// Preferred stimuli: for each norm and way those found, the best first.
     pub stimuli: Vec<StimulusPage>,
     /// The frames that drive it most.
     pub top: Vec<TopFrame>,
@@ -115,24 +134,42 @@ pub struct UnitPage {
 /// One preferred stimulus.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct StimulusPage {
+    /// The norm asked for.
+    pub asked: Norm,
     /// Norm of the picture.
     pub norm: f64,
-    /// The unit's value for it.
-    pub value: f32,
+    /// Which way the unit is driven.
+    pub sign: Sign,
+    /// Which of the different stimuli of this norm and way, from 1.
+    pub optimum: usize,
+    /// The unit's value for it; none if there was no gradient to climb.
+    pub value: Option<f32>,
     /// Where the search began that found it.
     pub start: Start,
     /// The unit's value at that start.
-    pub start_value: f32,
-    /// The highest value of any frame scaled to this norm, of those in the top row.
+    pub start_value: Option<f32>,
+    /// The most extreme value of all frames scaled to this norm.
     pub best_frame_value: Option<f32>,
-    /// Steps of the search.
-    pub steps: usize,
-    /// True if there was no gradient to climb.
-    pub flat: bool,
+    /// Evaluations of the unit in that search.
+    pub evaluations: usize,
+    /// Why it ended.
+    pub ended: Ended,
+    /// Why there is no picture, if there is none.
+    pub flat: Option<String>,
     /// PNG as pixels, relative to the folder.
-    pub pixels: PathBuf,
+    pub pixels: Option<PathBuf>,
     /// PNG as the network sees it.
-    pub preprocessed: PathBuf,
+    pub preprocessed: Option<PathBuf>,
+    /// How the search was made to give pictures that are easier to look at, if it was.
+    pub enhanced: Option<String>,
+}
+
+impl StimulusPage {
+    /// How much more the stimulus drives the unit, in its own way, than any frame of the same norm does. A difference, because values
+    /// after contrast normalisation have either sign.
+    pub fn gain(&self) -> Option<f32> {
+        Some(self.sign.factor() * (self.value? - self.best_frame_value?))
+    }
 }
 
 /// One of the frames that drive a unit most.
@@ -152,10 +189,19 @@ impl fmt::Display for Gallery {
                 continue;
             }
             let stimuli = || units.iter().flat_map(|page| &page.stimuli);
-            let flat = stimuli().filter(|s| s.flat).count();
-            write!(f, "stage {stage}: {} of {all} units, {} stimuli", units.len(), stimuli().count())?;
+            let flat = stimuli().filter(|s| s.flat.is_some()).count();
+            write!(f, "stage {stage}: {} of {all} units, {} stimuli", units.len(), stimuli().count() - flat)?;
+            let first = || stimuli().filter(|s| s.optimum == 1).filter_map(StimulusPage::gain);
+            let (beaten, compared) = (first().filter(|&gain| gain > 0.0).count(), first().count());
+            if compared > 0 {
+                write!(f, ", {beaten} of {compared} best ones above every frame of their norm")?;
+            }
+            let limit = stimuli().filter(|s| s.ended == Ended::Limit).count();
+            if limit > 0 {
+                write!(f, ", {limit} still climbing at the last evaluation")?;
+            }
             if flat > 0 {
-                write!(f, ", {flat} without a gradient at the start")?;
+                write!(f, ", {flat} without a gradient")?;
             }
             writeln!(f)?;
         }
@@ -200,41 +246,62 @@ pub fn visualize(
     {
         save_png(&filters(network, which), &partial.join(name))?;
     }
-    let mut pages = Vec::new();
+    let (mut pages, mut searched) = (Vec::new(), vec![Effort::default(); count]);
     for stage in (0..count).filter(|stage| choice.stages.is_empty() || choice.stages.contains(&(stage + 1))) {
         let units = spread(network.units(stage, choice.kind), choice.units);
+        let at = (stage, choice.kind);
         let what = format!("stage {}", stage + 1);
+        let ranked = |ranking| top_frames(network, &inputs, at, &units, ranking, |n| progress.add(n));
         progress.begin(&format!("{what}: frames"), inputs.len());
-        let tops = top_frames(network, &inputs, stage, choice.kind, &units, choice.top, |n| progress.add(n));
-        let mut stimuli: Vec<Vec<(Stimulus, Start)>> = Vec::new();
-        for &norm in &norms {
-            progress.begin(&format!("{what}: stimuli"), units.len());
-            let ascent = Ascent { steps: choice.steps, step: 0.2, norm, adapt: true };
-            let starts = |top: &Vec<Answer>| -> Vec<Array3<f32>> {
-                let frames = top.iter().take(choice.from_frames).map(|answer| inputs.picture(answer.frame));
-                frames.filter(|frame| frame.iter().any(|&x| x != 0.0)).collect()
-            };
-            let units: Vec<_> = units.iter().copied().zip(tops.iter().map(starts)).collect();
-            let (kind, restarts, seed) = (choice.kind, choice.restarts.max(1), choice.seed);
-            stimuli.push(best_stimuli(network, stage, kind, &units, &ascent, restarts, seed, |n| {
-                progress.add(n)
-            })?);
+        let tops = ranked(Ranking { sign: Sign::Positive, norm: None, keep: choice.top });
+        let mut found: Vec<Vec<Found>> = units.iter().map(|_| Vec::new()).collect();
+        for (&asked, &norm) in choice.norms.iter().zip(&norms) {
+            for &sign in &choice.signs {
+                progress.begin(&format!("{what}: frames of norm {norm:.3}"), inputs.len());
+                let frames = ranked(Ranking { sign, norm: Some(norm), keep: choice.from_frames.max(1) });
+                let starts =
+                    frames.iter().map(|top| starts(&inputs, &top[..choice.from_frames.min(top.len())]));
+                let starts: Vec<_> = units.iter().copied().zip(starts).collect();
+                let search = Search {
+                    method: choice.method,
+                    evaluations: choice.evaluations,
+                    view: choice.view,
+                    ..Search::new(norm)
+                };
+                let (optima, repulsion) = (choice.optima, choice.repulsion);
+                let wanted = Wanted { sign, restarts: choice.restarts, optima, repulsion, seed: choice.seed };
+                let searches = (choice.restarts + choice.from_frames) * units.len() * optima.max(1);
+                progress.begin(&format!("{what}: searches at norm {norm:.3}"), searches);
+                let (stimuli, effort) =
+                    best_stimuli(network, whitening, at, &starts, &search, &wanted, |n| progress.add(n))?;
+                searched[stage] += effort;
+                for ((found, stimuli), top) in found.iter_mut().zip(stimuli).zip(&frames) {
+                    let best_frame = top.first().map(|answer| answer.value);
+                    found.extend((1..).zip(stimuli).map(|(optimum, (stimulus, start))| Found {
+                        asked,
+                        norm,
+                        optimum,
+                        stimulus,
+                        start,
+                        best_frame,
+                    }));
+                }
+            }
         }
         progress.begin(&format!("{what}: pictures"), units.len());
-        let mut writer = Writer { folder: &partial, dataset, whitening, sheet: Vec::new() };
-        for (index, (unit, top)) in units.iter().zip(&tops).enumerate() {
-            let found: Vec<&(Stimulus, Start)> = stimuli.iter().map(|of_norm| &of_norm[index]).collect();
-            let best = best_frame_values(network, &inputs, stage, choice.kind, *unit, top, &norms);
-            pages.push(writer.page(stage + 1, *unit, &norms, &found, &best, top)?);
+        let mut writer = Writer { folder: &partial, checkpoint, dataset, choice, sheet: Vec::new() };
+        for ((unit, top), found) in units.iter().zip(&tops).zip(&found) {
+            pages.push(writer.page(stage, *unit, found, top)?);
             progress.add(1);
         }
-        writer.save_sheet(stage + 1, 2 * norms.len() + choice.top)?;
+        writer.save_sheet(stage + 1)?;
     }
     let gallery = Gallery {
         choice: choice.clone(),
         frames: frames.into(),
         frame_count: dataset.len(),
         stage_units: (0..count).map(|stage| network.shape(stage, choice.kind).len()).collect(),
+        searched,
         whitened: whitening.mixes_pixels(),
         units: pages,
     };
@@ -268,97 +335,132 @@ impl Progress {
     }
 }
 
-/// For each norm the unit's highest value over its top frames scaled to that norm.
-fn best_frame_values(
-    network: &Network,
-    inputs: &Inputs,
-    stage: usize,
-    kind: Kind,
-    unit: Unit,
-    top: &[Answer],
-    norms: &[f32],
-) -> Vec<Option<f32>> {
-    if top.is_empty() {
-        return vec![None; norms.len()];
-    }
-    let frames: Vec<Array3<f32>> = top.iter().map(|answer| inputs.picture(answer.frame)).collect();
-    let mut work = network.workspace(frames.len());
-    let best = |&norm: &f32| {
-        work.start(frames.len());
-        for (lane, frame) in frames.iter().enumerate() {
-            let length = frame.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
-            work.load_picture(lane, frame.iter().map(|x| x * norm / length));
-        }
-        network.forward(&mut work, stage);
-        work.unit_values(network, stage, kind, unit).iter().copied().reduce(f32::max)
-    };
-    norms.iter().map(best).collect()
+/// A stimulus of a unit.
+struct Found {
+    asked: Norm,
+    norm: f32,
+    optimum: usize,
+    stimulus: Stimulus,
+    start: Start,
+    /// The most extreme value of a frame of this norm.
+    best_frame: Option<f32>,
+}
+
+/// Frames as the network takes them, but those that are zero everywhere.
+fn starts(inputs: &Inputs, answers: &[Answer]) -> Vec<Array3<f32>> {
+    let frames = answers.iter().map(|answer| inputs.picture(answer.frame));
+    frames.filter(|frame| frame.iter().any(|&x| x != 0.0)).collect()
 }
 
 /// Writes the pictures of one stage's units.
 struct Writer<'a> {
     folder: &'a Path,
+    checkpoint: &'a Checkpoint,
     dataset: &'a Dataset,
-    whitening: &'a Whitening,
+    choice: &'a Choice,
     /// All tiles, a row for each unit.
     sheet: Vec<RgbImage>,
 }
 
 impl Writer<'_> {
-    fn page(
-        &mut self,
-        stage: usize,
-        unit: Unit,
-        norms: &[f32],
-        stimuli: &[&(Stimulus, Start)],
-        best: &[Option<f32>],
-        top: &[Answer],
-    ) -> Result<UnitPage> {
+    fn page(&mut self, stage: usize, unit: Unit, found: &[Found], top: &[Answer]) -> Result<UnitPage> {
         let name = format!("map{:03}-row{:02}-col{:02}", unit.map, unit.row, unit.col);
-        let folder = PathBuf::from(format!("stage{stage}"));
+        let folder = PathBuf::from(format!("stage{}", stage + 1));
         let full = self.folder.join(&folder);
         fs::create_dir_all(&full).map_err(Error::io(&full, "create"))?;
-        let mut pages = Vec::new();
-        for (((number, (stimulus, start)), norm), best) in (1..).zip(stimuli).zip(norms).zip(best) {
-            let views = [
-                ("pixels", signed_tile(self.whitening.unwhiten(stimulus.image.view()).view())),
-                ("preprocessed", signed_tile(stimulus.image.view())),
-            ];
-            let mut paths = Vec::new();
-            for (view, tile) in views {
-                let path = folder.join(format!("{name}-stimulus{number}-{view}.png"));
-                save_png(&tile, &self.folder.join(&path))?;
-                self.sheet.push(tile);
-                paths.push(path);
-            }
-            let [pixels, preprocessed] = <[PathBuf; 2]>::try_from(paths).expect("two views");
-            debug_assert!((norm_of(&stimulus.image) / f64::from(*norm) - 1.0).abs() < 1e-5);
-            pages.push(StimulusPage {
-                norm: norm_of(&stimulus.image),
-                value: stimulus.value,
-                start: *start,
-                start_value: stimulus.start_value,
-                best_frame_value: *best,
-                steps: stimulus.steps,
-                flat: stimulus.flat,
-                pixels,
-                preprocessed,
-            });
-        }
         let shape = self.dataset.shape;
+        let row = self.sheet.len();
+        let mut stimuli = Vec::new();
+        for (number, found) in (1..).zip(found) {
+            stimuli.push(self.stimulus(stage, found, &folder.join(format!("{name}-stimulus{number}")))?);
+        }
+        // A unit may have fewer stimuli than others: the frames stand in one column all the same.
+        let blank = RgbImage::from_pixel(shape.cols as u32, shape.rows as u32, image::Rgb([24; 3]));
+        self.sheet.resize(row + self.stimulus_tiles(), blank.clone());
         let tile =
             |a: &Answer| pixel_tile(&self.dataset.pixels(a.frame), shape.channels, shape.rows, shape.cols);
         let tiles: Vec<RgbImage> = top.iter().map(tile).collect();
         let top_picture = folder.join(format!("{name}-top.png"));
         save_png(&grid(&tiles, tiles.len(), 1), &self.folder.join(&top_picture))?;
         self.sheet.extend(tiles);
+        self.sheet.resize(row + self.stimulus_tiles() + self.choice.top, blank);
         let frame = |a: &Answer| TopFrame { key: self.dataset.keys[a.frame].clone(), value: a.value };
-        Ok(UnitPage { stage, unit, stimuli: pages, top: top.iter().map(frame).collect(), top_picture })
+        let top = top.iter().map(frame).collect();
+        Ok(UnitPage { stage: stage + 1, unit, stimuli, top, top_picture })
+    }
+
+    /// Tiles of a row that stimuli take: each as pixels and as the network sees it.
+    fn stimulus_tiles(&self) -> usize {
+        2 * self.choice.norms.len() * self.choice.signs.len() * self.choice.optima.max(1)
+    }
+
+    /// Writes a stimulus as `NAME-pixels.png` and `NAME-preprocessed.png`.
+    fn stimulus(&mut self, stage: usize, found: &Found, name: &Path) -> Result<StimulusPage> {
+        let Checkpoint { network, whitening, .. } = self.checkpoint;
+        let Found { stimulus, norm, .. } = found;
+        let is_flat = stimulus.is_flat();
+        let (mut paths, enhanced) = ([None, None], self.choice.view.label());
+        if !is_flat {
+            let pixels = stimulus.pixels.clone();
+            let pixels = pixels.unwrap_or_else(|| whitening.unwhiten(stimulus.image.view()));
+            let views = [("pixels", pixels.view()), ("preprocessed", stimulus.image.view())];
+            for ((view, values), path) in views.into_iter().zip(&mut paths) {
+                let (tile, file) = (signed_tile(values), format!("{}-{view}.png", name.display()));
+                let caption = self.caption(stage, found, view);
+                let full = self.folder.join(&file);
+                fs::write(&full, captioned_png(&tile, Some(&caption))).map_err(Error::io(&full, "write"))?;
+                self.sheet.push(tile);
+                *path = Some(file.into());
+            }
+            debug_assert!((norm_of(&stimulus.image) / f64::from(*norm) - 1.0).abs() < 1e-5);
+        }
+        let [pixels, preprocessed] = paths;
+        let number = |value: f32| (!is_flat).then_some(value);
+        Ok(StimulusPage {
+            asked: found.asked,
+            norm: f64::from(*norm),
+            sign: stimulus.sign,
+            optimum: found.optimum,
+            value: number(stimulus.value),
+            start: found.start,
+            start_value: number(stimulus.start_value),
+            best_frame_value: found.best_frame,
+            evaluations: stimulus.evaluations,
+            ended: stimulus.ended,
+            flat: is_flat.then(|| why_flat(network, stage, self.choice.kind, stimulus.unit)),
+            pixels,
+            preprocessed,
+            enhanced,
+        })
+    }
+
+    /// What a picture's metadata say it is.
+    fn caption(&self, stage: usize, found: &Found, view: &str) -> String {
+        let Stimulus { unit, sign, value, .. } = &found.stimulus;
+        let way = if *sign == Sign::Positive { "highest" } else { "lowest" };
+        let mut caption = format!(
+            "preferred stimulus of stage {}, map {}, row {}, column {}: the {way} value found at norm {:.4}, {value}; {}",
+            stage + 1,
+            unit.map,
+            unit.row,
+            unit.col,
+            found.norm,
+            match view {
+                "pixels" if self.checkpoint.whitening.mixes_pixels() => "mapped back to pixels",
+                "pixels" => "as pixels",
+                _ => "as the network sees it",
+            }
+        );
+        if let Some(label) = self.choice.view.label() {
+            caption += &format!("; {label}");
+        }
+        caption
     }
 
     /// A sheet of all units: a row each.
-    fn save_sheet(&self, stage: usize, columns: usize) -> Result<()> {
+    fn save_sheet(&self, stage: usize) -> Result<()> {
         let width = self.sheet.first().map_or(1, |tile| tile.width());
+        let columns = self.stimulus_tiles() + self.choice.top;
         save_png(
             &grid(&self.sheet, columns, (64 / width).max(1)),
             &self.folder.join(format!("stage{stage}.png")),

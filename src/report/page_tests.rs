@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use image::{Rgb, RgbImage};
 
 use super::*;
-use crate::analysis::stimulus::Start;
+use crate::analysis::stimulus::{Effort, Ended, Method, Sign, Start, View};
 use crate::geometry::Kind;
 use crate::network::Unit;
 use crate::picture::save_png;
@@ -52,16 +52,21 @@ fn visualized(run: &Path) {
     for (value, name) in (0..).zip(names) {
         save_png(&RgbImage::from_pixel(4, 4, Rgb([value; 3])), &folder.join(name)).unwrap();
     }
-    let stimulus = |flat| StimulusPage {
+    let stimulus = |flat: bool| StimulusPage {
+        asked: Norm::Fixed(1.0),
         norm: 1.0,
-        value: 3.0,
+        sign: Sign::Positive,
+        optimum: 1,
+        value: (!flat).then_some(3.0),
         start: Start::TopFrame,
-        start_value: 0.5,
+        start_value: (!flat).then_some(0.5),
         best_frame_value: Some(2.0),
-        steps: 5,
-        flat,
-        pixels: if flat { "missing.png".into() } else { "pixels.png".into() },
-        preprocessed: "seen.png".into(),
+        evaluations: 5,
+        ended: if flat { Ended::Flat } else { Ended::Converged },
+        flat: flat.then(|| "a dead unit".into()),
+        pixels: (!flat).then(|| "pixels.png".into()),
+        preprocessed: (!flat).then(|| "seen.png".into()),
+        enhanced: None,
     };
     let page = |map, flat| UnitPage {
         stage: 1,
@@ -77,15 +82,21 @@ fn visualized(run: &Path) {
             stages: vec![],
             kind: Kind::Y,
             norms: vec![Norm::Fixed(1.0)],
-            steps: 5,
+            signs: vec![Sign::Positive],
+            method: Method::Lbfgs,
+            evaluations: 5,
+            view: View::default(),
             restarts: 1,
             from_frames: 1,
+            optima: 1,
+            repulsion: 0.5,
             top: 1,
             seed: 0,
         },
         frames: HOSTILE.into(),
         frame_count: 9,
         stage_units: vec![2; stages],
+        searched: vec![Effort::default(); stages],
         whitened: true,
         units: vec![page(0, false), page(1, true)],
     };
@@ -122,6 +133,7 @@ fn units_have_their_values_and_a_flat_one_says_so_and_shows_none() {
     for text in ["data-gain=\"1\"", "start 0.500 from a top frame", "best frame 2.00 (+1.00)"] {
         assert_eq!(html.matches(text).count(), 1, "{text}");
     }
+    assert!(html.contains("no gradient to climb: a dead unit."));
     // Two of filters, two of the stimulus, two of top frames.
     assert_eq!((html.matches("<img").count(), html.matches("No stimulus at norm 1").count()), (6, 1));
     assert_eq!(html.matches("alt=\"").count(), 6);

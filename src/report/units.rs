@@ -1,14 +1,14 @@
 //! `RUN/visualize` as the report shows it: texts ready to print, pictures as they go into the page.
 
 use std::fs;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::figure::{grouped, label, significant};
 use super::gallery::{Gallery, Norm, StimulusPage, UnitPage};
-use crate::analysis::stimulus::Start;
+use crate::analysis::stimulus::{Sign, Start};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::geometry::Kind;
@@ -52,6 +52,10 @@ pub struct StimulusView {
     pub gain: String,
     /// As pixels and as the network sees it; none if there was no gradient.
     pub pictures: Option<(Picture, Picture)>,
+    /// Why there are none.
+    pub flat: String,
+    /// How it was made easier to look at, if it was.
+    pub enhanced: String,
 }
 
 pub struct TopView {
@@ -184,31 +188,41 @@ fn filters_layout(config: &RunConfig) -> String {
 /// `placed` says if the stage has more than one position.
 fn unit_view(folder: &Path, gallery: &Gallery, page: &UnitPage, placed: bool) -> Result<UnitView> {
     let unit = page.unit;
-    let norm = |index: usize, stimulus: &StimulusPage| {
+    let norm = |stimulus: &StimulusPage| {
         let norm = label(&stimulus.norm);
-        match gallery.choice.norms.get(index) {
-            Some(Norm::Natural) => format!("natural norm {norm}"),
-            _ => format!("norm {norm}"),
+        match stimulus.asked {
+            Norm::Natural => format!("natural norm {norm}"),
+            Norm::Fixed(_) => format!("norm {norm}"),
         }
     };
-    let stimulus = |(index, s): (usize, &StimulusPage)| -> Result<StimulusView> {
+    let stimulus = |s: &StimulusPage| -> Result<StimulusView> {
         let start = match s.start {
             Start::Noise => "from noise",
             Start::TopFrame => "from a top frame",
         };
-        let pictures = || Ok((Picture::read(folder, &s.pixels)?, Picture::read(folder, &s.preprocessed)?));
+        let picture =
+            |path: &Option<PathBuf>| path.as_ref().map(|path| Picture::read(folder, path)).transpose();
+        let mut norm = norm(s);
+        if s.sign == Sign::Negative {
+            norm = format!("lowest at {norm}");
+        }
+        if gallery.choice.optima > 1 {
+            norm += &format!(", no. {}", s.optimum);
+        }
         Ok(StimulusView {
-            norm: norm(index, s),
-            value: significant(s.value),
-            start: format!("{} {start}", significant(s.start_value)),
+            norm,
+            value: s.value.map_or(String::new(), significant),
+            start: s.start_value.map_or(String::new(), |value| format!("{} {start}", significant(value))),
             best_frame: s.best_frame_value.map_or(String::new(), significant),
-            gain: gain(s).map_or(String::new(), |gain| {
+            gain: s.gain().map_or(String::new(), |gain| {
                 if gain < 0.0 { significant(gain) } else { format!("+{}", significant(gain)) }
             }),
-            pictures: if s.flat { None } else { Some(pictures()?) },
+            pictures: picture(&s.pixels)?.zip(picture(&s.preprocessed)?),
+            flat: s.flat.clone().unwrap_or_default(),
+            enhanced: s.enhanced.clone().unwrap_or_default(),
         })
     };
-    let first = page.stimuli.first().filter(|s| !s.flat);
+    let first = page.stimuli.first();
     Ok(UnitView {
         id: format!("s{}-m{}-r{}-c{}", page.stage, unit.map, unit.row, unit.col),
         name: if placed {
@@ -216,18 +230,11 @@ fn unit_view(folder: &Path, gallery: &Gallery, page: &UnitPage, placed: bool) ->
         } else {
             format!("map {}", unit.map)
         },
-        value: first.map(|s| s.value),
-        gain: first.and_then(gain),
-        stimuli: page.stimuli.iter().enumerate().map(stimulus).collect::<Result<_>>()?,
+        value: first.and_then(|s| s.value),
+        gain: first.and_then(StimulusPage::gain),
+        stimuli: page.stimuli.iter().map(stimulus).collect::<Result<_>>()?,
         top: top_view(folder, page)?,
     })
-}
-
-/// How much more the stimulus drives the unit than the best frame of the same norm does. A difference, because values
-/// after contrast normalisation have either sign.
-fn gain(stimulus: &StimulusPage) -> Option<f32> {
-    let best = stimulus.best_frame_value?;
-    (!stimulus.flat).then_some(stimulus.value - best)
 }
 
 fn top_view(folder: &Path, page: &UnitPage) -> Result<Option<TopView>> {
