@@ -28,7 +28,8 @@ pub struct Settings {
 /// One kind of values of one stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
-    /// Stage, from 0.
+    /// Stage, from 0; in files from 1.
+    #[serde(with = "super::responses::from_1")]
     pub stage: usize,
     /// Which value.
     pub kind: Kind,

@@ -13,12 +13,27 @@ const BATCH: usize = 96;
 /// A value to be read off the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
-    /// Stage, from 0.
+    /// Stage, from 0; in files from 1.
+    #[serde(with = "from_1")]
     pub stage: usize,
     /// Which value.
     pub kind: Kind,
     /// Of which unit.
     pub unit: Unit,
+}
+
+/// How files number stages.
+pub(super) mod from_1 {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(stage: &usize, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(*stage as u64 + 1)
+    }
+
+    pub fn deserialize<'d, D: Deserializer<'d>>(deserializer: D) -> Result<usize, D::Error> {
+        let number = usize::deserialize(deserializer)?;
+        number.checked_sub(1).ok_or_else(|| serde::de::Error::custom("stages count from 1"))
+    }
 }
 
 /// Some pictures of a set, as the network takes them.
