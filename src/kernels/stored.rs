@@ -94,25 +94,6 @@ impl Stored {
         self.slice(0..self.len())
     }
 
-    /// Asks for those in `range` to be brought into this core's cache, to be changed: if another core changed them last, that
-    /// takes longer than from memory, and something else can be done meanwhile.
-    pub fn expect_change(&self, range: Range<usize>) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let (start, bytes) = match self {
-                Stored::F32(numbers) => (numbers[range.clone()].as_ptr().cast::<u8>(), 4 * range.len()),
-                Stored::Bf16(numbers) => (numbers[range.clone()].as_ptr().cast::<u8>(), 2 * range.len()),
-            };
-            for line in (0..bytes).step_by(64) {
-                // SAFETY: the address is inside the array; it is a hint, and one that old processors ignore.
-                unsafe {
-                    let line = start.add(line);
-                    std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly));
-                }
-            }
-        }
-    }
-
     /// Lets `work` change those in `range`, as f32; bf16 are rounded by chance, as `key` has it.
     pub fn edit<T>(
         &mut self,

@@ -229,7 +229,6 @@ fn learn_block(
             let last = (first + TOGETHER).min(positions);
             let few = Few { units: first * cell..last * cell, input: first * field.step * field.lanes };
             let gradients = &mut gradients[..(last - first) * len];
-            arrays.expect_change(which, first * len..last * len);
             gradient(few, arrays.get(which).slice(first * len..last * len), gradients);
             for (position, gradient) in (first..last).zip(gradients.chunks_exact_mut(len)) {
                 let at = At { stage: stage.number - 1, block: number, position, which, tied };

@@ -103,18 +103,6 @@ impl Arrays {
         }
     }
 
-    /// Tells the processor that weights, and what the optimiser remembers of them, will be changed soon.
-    pub fn expect_change(&self, which: Weights, range: Range<usize>) {
-        let (weights, sums) = match which {
-            Weights::Encoder => (&self.encoder, &self.encoder_sums),
-            _ => (&self.decoder, &self.decoder_sums),
-        };
-        weights.expect_change(range.clone());
-        if !sums.is_empty() {
-            sums.expect_change(range);
-        }
-    }
-
     /// Lets `work` change the weights of a position and what the optimiser remembers of them, arrays `[tap, map]` of `len`
     /// numbers; bf16 are rounded by chance, as `key` has it.
     pub fn edit(
