@@ -3,6 +3,7 @@
 //! Everything is valid (no padding) and rounds down: rows and columns at the bottom or right that no receptive
 //! field covers are seen by nobody.
 
+use std::fmt;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
@@ -145,6 +146,16 @@ pub enum Kind {
     H,
     /// Contrast-normalised pooled response, what the next stage sees.
     Y,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Kind::A => "a",
+            Kind::H => "h",
+            Kind::Y => "y",
+        })
+    }
 }
 
 /// What the units of a stage see of the picture, in pixels.

@@ -4,7 +4,7 @@
 //! 2012). Data flows one way, and so do the modules; each imports only from those before it:
 //!
 //! ```text
-//! error, rng, geometry, config     what everything shares
+//! error, files, rng, geometry, config     what everything shares
 //! video    files -> decoded frames at chosen instants, and drawn videos with ground truth
 //! frames   frames -> tar shards on disk, and any pictures back from disk
 //! sampling the two together, in worker processes, in a fixed order
@@ -13,7 +13,7 @@
 //! network  stages in order: forward, objective, gradients, whitening, checkpoints
 //! picture  tiles, grids of tiles, filters
 //! training replicas on threads update one set of weights, none waiting for another
-//! analysis what does each unit prefer?
+//! analysis what does each unit prefer, and what does it detect?
 //! bench    how fast all this is on this machine
 //! report   one HTML file that shows it
 //! ```
@@ -39,6 +39,7 @@ pub mod bench;
 pub mod config;
 pub mod dataset;
 pub mod error;
+pub mod files;
 pub mod frames;
 pub mod geometry;
 pub mod kernels;

@@ -403,17 +403,16 @@ fn an_older_checkpoint_stays_good_when_the_next_does_not_fit() {
         reasons.last().unwrap().clone()
     };
     // From just too small for the first checkpoint: whatever write meets the end of the disk, nothing half written is left.
-    // Where a checkpoint was refused for lack of room, the next try has as much more as that lacked.
-    let (mut extra, number) = (0, |word: &str| word.parse::<usize>().ok());
-    for _ in 0..24 {
+    // Where a checkpoint was refused for lack of room, the next try has as much more as that lacked, and 4 KiB more from
+    // then on.
+    let (mut extra, mut nearly) = (0, false);
+    for _ in 0..16 {
         let stderr = attempt(extra);
         let _ = fs::remove_dir_all(&out);
-        if stderr.contains("No space left") {
-            break;
-        }
-        let numbers: Vec<usize> = stderr.split_whitespace().filter_map(number).collect();
+        let numbers: Vec<usize> = stderr.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         let lacks = numbers.windows(2).map(|pair| pair[0].saturating_sub(pair[1])).max().unwrap_or(0);
-        extra += lacks.next_multiple_of(4096).clamp(4096, 160 << 10);
+        nearly |= lacks <= 4096 || lacks > 160 << 10;
+        extra += if nearly { 4096 } else { lacks.next_multiple_of(4096) };
     }
     // Room for one and a half: what was whole stays whole.
     attempt(bytes / 2);

@@ -37,8 +37,12 @@ pub struct Scores {
     pub average_precision: f64,
 }
 
-/// Values from the least, each with whether its picture shows the thing.
-pub struct Ranked(Vec<(f32, bool)>);
+/// The values of a unit from the least, each with its picture and whether that shows the thing. Sorted once; all else follows.
+pub struct Ranked {
+    sorted: Vec<(f32, bool)>,
+    /// Number of the picture of each.
+    pub pictures: Vec<u32>,
+}
 
 impl Ranked {
     /// `values` of pictures, of which `positive` says what they show.
@@ -48,78 +52,70 @@ impl Ranked {
     pub fn new(values: &[f32], positive: &[bool]) -> Ranked {
         assert!(values.len() == positive.len() && !values.is_empty(), "a value for each picture");
         // Bits that are ordered as the values are: sorting whole numbers is faster.
-        let mut keys: Vec<u64> = values
-            .iter()
-            .zip(positive)
-            .map(|(&value, &positive)| {
-                assert!(!value.is_nan(), "a value that is no number");
-                // -0 is 0: they are equal.
-                let bits = (value + 0.0).to_bits();
-                let ordered = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
-                u64::from(ordered) << 1 | u64::from(positive)
-            })
-            .collect();
-        keys.sort_unstable();
-        let value = |key: u64| {
-            let ordered = (key >> 1) as u32;
-            f32::from_bits(if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered })
+        let key = |(picture, &value): (u64, &f32)| {
+            assert!(!value.is_nan(), "a value that is no number");
+            // -0 is 0: they are equal.
+            let bits = (value + 0.0).to_bits();
+            let ordered = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+            u64::from(ordered) << 32 | picture
         };
-        Ranked(keys.into_iter().map(|key| (value(key), key & 1 == 1)).collect())
+        let mut keys: Vec<u64> = (0..).zip(values).map(key).collect();
+        keys.sort_unstable();
+        let pictures: Vec<u32> = keys.into_iter().map(|key| key as u32).collect();
+        let of = |&picture: &u32| (values[picture as usize] + 0.0, positive[picture as usize]);
+        Ranked { sorted: pictures.iter().map(of).collect(), pictures }
+    }
+
+    /// Those whose picture is in the half, as `first` has it.
+    fn half(&self, first: &[bool], wanted: bool) -> Ranked {
+        let all = self.sorted.iter().copied().zip(self.pictures.iter().copied());
+        let (sorted, pictures) = all.filter(|(_, picture)| first[*picture as usize] == wanted).unzip();
+        Ranked { sorted, pictures }
+    }
+
+    /// Least and greatest value.
+    pub fn range(&self) -> (f32, f32) {
+        (self.sorted[0].0, self.sorted[self.sorted.len() - 1].0)
     }
 
     fn positives(&self) -> usize {
-        self.0.iter().filter(|(_, positive)| *positive).count()
+        self.sorted.iter().filter(|(_, positive)| *positive).count()
     }
 
-    /// Groups of equal values from the least: the value, and how many positives and negatives have it.
-    fn groups(&self) -> impl DoubleEndedIterator<Item = (f32, f64, f64)> {
-        self.0.chunk_by(|a, b| a.0 == b.0).map(|group| {
+    /// Groups of equal values from the least.
+    pub fn groups(&self) -> impl DoubleEndedIterator<Item = &[(f32, bool)]> {
+        self.sorted.chunk_by(|a, b| a.0 == b.0)
+    }
+
+    /// The value of each of them, and how many positives and negatives have it.
+    fn counts(&self) -> impl DoubleEndedIterator<Item = (f32, f64, f64)> {
+        self.groups().map(|group| {
             let positives = group.iter().filter(|(_, positive)| *positive).count();
             (group[0].0, positives as f64, (group.len() - positives) as f64)
         })
     }
 
-    /// All of it.
+    /// All scores.
     pub fn scores(&self) -> Scores {
-        let (min, max) = (self.0[0].0, self.0[self.0.len() - 1].0);
-        let turned = Ranked(self.0.iter().rev().map(|&(value, positive)| (-value, positive)).collect());
+        let ((min, max), positives) = (self.range(), self.positives());
+        let turned = self.sorted.iter().rev().map(|&(value, positive)| (-value, positive));
+        let flipped = twenty(turned, (-max, -min), positives);
         let (auc, average_precision) = (self.auc(), self.average_precision());
-        let (paper, flipped) = (self.paper(), turned.paper());
-        Scores { min, max, paper, flipped, exact: self.exact(), auc, average_precision }
+        Scores { min, max, paper: self.paper(), flipped, exact: self.exact(), auc, average_precision }
     }
 
     /// The paper's rule; of equally good thresholds the lowest.
     pub fn paper(&self) -> Threshold {
-        let mut best = Threshold { threshold: f64::NAN, accuracy: -1.0 };
-        // Right are the negatives up to the threshold and the positives above it.
-        let (mut right, mut below) = (self.positives(), 0);
-        for threshold in thresholds(self.0[0].0, self.0[self.0.len() - 1].0) {
-            while let Some(&(value, positive)) = self.0.get(below) {
-                if f64::from(value) > threshold {
-                    break;
-                }
-                if positive {
-                    right -= 1
-                } else {
-                    right += 1
-                }
-                below += 1;
-            }
-            let accuracy = right as f64 / self.0.len() as f64;
-            if accuracy > best.accuracy {
-                best = Threshold { threshold, accuracy };
-            }
-        }
-        best
+        twenty(self.sorted.iter().copied(), self.range(), self.positives())
     }
 
     /// The best of all thresholds, of equally good ones the lowest; one below all values is just below the least.
     fn exact(&self) -> Threshold {
-        let all = self.0.len() as f64;
+        let all = self.sorted.len() as f64;
         let mut right = self.positives() as f64;
-        let below = f64::from(self.0[0].0.next_down());
+        let below = f64::from(self.range().0.next_down());
         let mut best = Threshold { threshold: below, accuracy: right / all };
-        for (value, positives, negatives) in self.groups() {
+        for (value, positives, negatives) in self.counts() {
             right += negatives - positives;
             if right / all > best.accuracy {
                 best = Threshold { threshold: value.into(), accuracy: right / all };
@@ -130,7 +126,7 @@ impl Ranked {
 
     fn auc(&self) -> f64 {
         let (mut below, mut area, positives) = (0.0, 0.0, self.positives() as f64);
-        for (_, of_positive, of_negative) in self.groups() {
+        for (_, of_positive, of_negative) in self.counts() {
             area += of_positive * (below + 0.5 * of_negative);
             below += of_negative;
         }
@@ -140,7 +136,7 @@ impl Ranked {
 
     fn average_precision(&self) -> f64 {
         let (mut found, mut seen, mut area) = (0.0, 0.0, 0.0);
-        for (_, positives, negatives) in self.groups().rev() {
+        for (_, positives, negatives) in self.counts().rev() {
             found += positives;
             seen += positives + negatives;
             area += positives * found / seen;
@@ -148,11 +144,53 @@ impl Ranked {
         if found > 0.0 { area / found } else { 0.0 }
     }
 
+    /// How many values are not above a threshold.
+    pub fn up_to(&self, threshold: f64) -> usize {
+        self.sorted.partition_point(|(value, _)| f64::from(*value) <= threshold)
+    }
+
     /// Share of pictures that a threshold is right about.
     pub fn accuracy(&self, threshold: f64) -> f64 {
-        let right = self.0.iter().filter(|(value, positive)| (f64::from(*value) > threshold) == *positive);
-        right.count() as f64 / self.0.len() as f64
+        let (below, above) = self.sorted.split_at(self.up_to(threshold));
+        let right = below.iter().filter(|(_, positive)| !positive).count()
+            + above.iter().filter(|(_, positive)| *positive).count();
+        right as f64 / self.sorted.len() as f64
     }
+
+    /// Positives and negatives between each two of the paper's thresholds; the greatest value is in the last bin.
+    pub fn histogram(&self) -> [Vec<usize>; 2] {
+        let ((min, max), mut counts) = (self.range(), [vec![0; THRESHOLDS - 1], vec![0; THRESHOLDS - 1]]);
+        let mut first = 0;
+        for (bin, threshold) in thresholds(min, max).skip(1).enumerate() {
+            let last = if bin + 2 == THRESHOLDS { self.sorted.len() } else { self.up_to(threshold) };
+            for (_, positive) in &self.sorted[first.min(last)..last] {
+                counts[usize::from(!positive)][bin] += 1;
+            }
+            first = last;
+        }
+        counts
+    }
+}
+
+/// The paper's rule for values sorted from the least, which lie in `range`.
+fn twenty(
+    sorted: impl ExactSizeIterator<Item = (f32, bool)>,
+    (min, max): (f32, f32),
+    positives: usize,
+) -> Threshold {
+    let (all, mut sorted) = (sorted.len() as f64, sorted.peekable());
+    // Right are the negatives up to the threshold and the positives above it.
+    let (mut right, mut best) = (positives, Threshold { threshold: f64::NAN, accuracy: -1.0 });
+    for threshold in thresholds(min, max) {
+        while let Some((_, positive)) = sorted.next_if(|(value, _)| f64::from(*value) <= threshold) {
+            right = if positive { right - 1 } else { right + 1 };
+        }
+        let accuracy = right as f64 / all;
+        if accuracy > best.accuracy {
+            best = Threshold { threshold, accuracy };
+        }
+    }
+    best
 }
 
 /// The paper's thresholds.
@@ -173,20 +211,13 @@ pub struct Half {
 }
 
 impl Half {
-    /// Both ways; `first` says which pictures are in the first half, `choice` of the way 0 is made on it.
-    pub fn both(values: &[f32], positive: &[bool], first: &[bool]) -> [Half; 2] {
-        let half = |wanted: bool| {
-            let of = || values.iter().zip(positive).zip(first).filter(move |(_, first)| **first == wanted);
-            let values: Vec<f32> = of().map(|((value, _), _)| *value).collect();
-            let positive: Vec<bool> = of().map(|((_, positive), _)| *positive).collect();
-            Ranked::new(&values, &positive)
-        };
-        let halves = [half(true), half(false)];
-        let way = |on: usize| {
+    /// Both ways; `first` says which pictures are in the first half, on which the choice of way 0 is made.
+    pub fn both(ranked: &Ranked, first: &[bool]) -> [Half; 2] {
+        let halves = [true, false].map(|wanted| ranked.half(first, wanted));
+        [0, 1].map(|on| {
             let chosen = halves[on].paper();
             Half { chosen, held_out: halves[1 - on].accuracy(chosen.threshold) }
-        };
-        [way(0), way(1)]
+        })
     }
 }
 
@@ -200,26 +231,16 @@ pub struct Binned {
 
 impl Binned {
     /// Of the values of a unit.
-    pub fn new(values: &[f32]) -> Binned {
-        let (min, max) =
-            values.iter().fold((f32::MAX, f32::MIN), |(min, max), &value| (min.min(value), max.max(value)));
-        let limits: Vec<f64> = thresholds(min, max).collect();
-        let scale = (THRESHOLDS - 1) as f64 / (f64::from(max) - f64::from(min)).max(f64::MIN_POSITIVE);
-        let bin = |&value: &f32| {
-            // A guess, put right where rounding made it wrong.
-            let value = f64::from(value);
-            let mut bin = (((value - f64::from(min)) * scale) as usize).min(THRESHOLDS);
-            while bin > 0 && limits[bin - 1] >= value {
-                bin -= 1;
+    pub fn new(ranked: &Ranked) -> Binned {
+        let ((min, max), all) = (ranked.range(), ranked.pictures.len());
+        let (mut bins, mut counts, mut first) = (vec![0; all], [0; THRESHOLDS + 1], 0);
+        let ends = thresholds(min, max).map(|threshold| ranked.up_to(threshold)).chain([all]);
+        for (bin, (last, count)) in (0..).zip(ends.zip(&mut counts)) {
+            for &picture in &ranked.pictures[first..last] {
+                bins[picture as usize] = bin;
             }
-            while bin < THRESHOLDS && limits[bin] < value {
-                bin += 1;
-            }
-            bin as u8
-        };
-        let bins: Vec<u8> = values.iter().map(bin).collect();
-        let mut counts = [0; THRESHOLDS + 1];
-        bins.iter().for_each(|&bin| counts[usize::from(bin)] += 1);
+            (*count, first) = (last - first, last);
+        }
         Binned { bins, counts }
     }
 
@@ -349,7 +370,7 @@ mod tests {
     #[test]
     fn bins_give_the_accuracy_of_any_labels() {
         let (values, positive) = drawn(5, 500, 50);
-        let binned = Binned::new(&values);
+        let binned = Binned::new(&Ranked::new(&values, &positive));
         for labels in [positive.clone(), (0..500).map(|n| n % 3 == 0).collect(), vec![true; 500]] {
             let numbers: Vec<u32> = (0..500).filter(|&n| labels[n as usize]).collect();
             assert_eq!(binned.accuracy(&numbers), Ranked::new(&values, &labels).paper().accuracy);
@@ -357,10 +378,32 @@ mod tests {
     }
 
     #[test]
+    fn a_histogram_has_every_picture_between_its_thresholds() {
+        for levels in [2, 50] {
+            let (values, positive) = drawn(7, 300, levels);
+            let ranked = Ranked::new(&values, &positive);
+            let (min, max) = ranked.range();
+            let limits: Vec<f64> = thresholds(min, max).collect();
+            for (counts, class) in ranked.histogram().iter().zip([true, false]) {
+                for (bin, &count) in counts.iter().enumerate() {
+                    let (low, high) = (limits[bin], limits[bin + 1]);
+                    let inside =
+                        |value: f64| value <= high && (value > low || (bin == 0 && value == f64::from(min)));
+                    let pairs = values.iter().zip(&positive);
+                    let wanted = pairs.filter(|(value, p)| **p == class && inside(f64::from(**value)));
+                    assert_eq!(count, wanted.count(), "bin {bin}");
+                }
+            }
+        }
+        let one = Ranked::new(&[2.0, 2.0], &[true, false]).histogram();
+        assert_eq!(one.map(|counts| counts.iter().sum::<usize>()), [1, 1]);
+    }
+
+    #[test]
     fn a_threshold_is_worth_on_the_other_half_what_it_is_there() {
         let (values, positive) = drawn(6, 300, 40);
         let first: Vec<bool> = (0..300).map(|n| n % 2 == 0).collect();
-        let [one, other] = Half::both(&values, &positive, &first);
+        let [one, other] = Half::both(&Ranked::new(&values, &positive), &first);
         for (half, on) in [(one, true), (other, false)] {
             let pick = |wanted: bool| -> (Vec<f32>, Vec<bool>) {
                 (0..300).filter(|&n| first[n] == wanted).map(|n| (values[n], positive[n])).unzip()

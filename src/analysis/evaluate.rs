@@ -5,7 +5,8 @@ use rand::seq::SliceRandom;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::detector::{Binned, Half, Ranked, Scores, THRESHOLDS};
+use super::Progress;
+use super::detector::{Binned, Half, Ranked, Scores};
 use super::responses::{Probe, Responses, Shown};
 use crate::geometry::Kind;
 use crate::network::Network;
@@ -46,9 +47,6 @@ pub struct UnitScores {
     pub scores: Scores,
     /// Accuracy on pictures that the threshold was not chosen on: mean of both ways.
     pub held_out: f64,
-    /// Each way.
-    #[serde(skip)]
-    halves: Option<[Half; 2]>,
 }
 
 /// A unit with what is uncertain about it.
@@ -56,7 +54,7 @@ pub struct UnitScores {
 pub struct BestUnit {
     /// The unit.
     #[serde(flatten)]
-    pub scores: UnitScores,
+    pub unit: UnitScores,
     /// Central 95 % of the accuracy at its threshold over draws of pictures, within positives and negatives.
     pub accuracy_interval: Option<[f64; 2]>,
     /// The same of the area under the curve.
@@ -68,6 +66,9 @@ pub struct BestUnit {
 /// The best of many units, and how good the best would be by chance.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Best {
+    /// Which units.
+    #[serde(flatten)]
+    pub group: Group,
     /// Units that it is the best of.
     pub units: usize,
     /// By the paper's rule, the best first.
@@ -104,7 +105,7 @@ pub struct Evaluation {
     /// How it was tested.
     pub settings: Settings,
     /// For each group, in the order asked for.
-    pub groups: Vec<(Group, Best)>,
+    pub groups: Vec<Best>,
     /// Every unit, group after group.
     pub units: Vec<UnitScores>,
 }
@@ -112,8 +113,15 @@ pub struct Evaluation {
 /// Units for which intervals are drawn in each group.
 const BEST: usize = 10;
 
-/// Tests every unit of `groups` on the pictures of `sets`, of which `positive` says in order what they show. `begin` is told of a new
-/// part and how much there is to do, `add` of what is done.
+/// What is kept of a unit until the best are known.
+struct Tested {
+    scores: UnitScores,
+    halves: [Half; 2],
+    /// The paper's accuracy with each shuffle of the labels.
+    shuffled: Vec<f64>,
+}
+
+/// Tests every unit of `groups` on the pictures of `sets`, of which `positive` says in order what they show.
 ///
 /// # Panics
 /// If there is no positive or no negative picture in either half, or not a label for each picture.
@@ -123,72 +131,76 @@ pub fn evaluate(
     positive: &[bool],
     groups: &[Group],
     settings: Settings,
-    begin: &dyn Fn(&str, usize),
-    add: &(dyn Fn(usize) + Sync),
+    progress: &Progress,
 ) -> Evaluation {
     let pictures = positive.len();
-    assert_eq!(
-        sets.iter().map(|set| set.pictures.len()).sum::<usize>(),
-        pictures,
-        "a label for each picture"
-    );
-    let probes: Vec<Probe> = groups
-        .iter()
-        .flat_map(|&Group { stage, kind }| {
-            network.units(stage, kind).into_iter().map(move |unit| Probe { stage, kind, unit })
-        })
-        .collect();
+    let shown = sets.iter().map(|set| set.pictures.len()).sum::<usize>();
+    assert_eq!(shown, pictures, "a label for each picture");
+    let probes_of = |&Group { stage, kind }: &Group| {
+        network.units(stage, kind).into_iter().map(move |unit| Probe { stage, kind, unit })
+    };
+    let probes: Vec<Probe> = groups.iter().flat_map(probes_of).collect();
     let first = halves(positive, settings.seed);
     let shuffles = shuffles(positive, settings);
 
     let at_once = (settings.memory / (4 * pictures as u64).max(1)).max(1) as usize;
-    let (mut units, mut shuffled) = (Vec::new(), Vec::new());
+    let mut tested: Vec<Tested> = Vec::new();
     for probes in probes.chunks(at_once) {
-        begin("pictures", pictures);
-        let responses = Responses::new(network, sets, probes, add);
-        begin("units", probes.len());
+        progress.begin("pictures", pictures);
+        let responses = Responses::new(network, sets, probes, |count| progress.add(count));
+        progress.begin("units", probes.len());
         let of_unit = |values: &mut Vec<f32>, number: usize| {
             responses.of(number, values);
-            let scores = Ranked::new(values, positive).scores();
-            let halves = Half::both(values, positive, &first);
-            let binned = Binned::new(values);
-            let by_chance: Vec<f64> = shuffles.iter().map(|labels| binned.accuracy(labels)).collect();
-            add(1);
+            let ranked = Ranked::new(values, positive);
+            let (scores, halves) = (ranked.scores(), Half::both(&ranked, &first));
+            let binned = Binned::new(&ranked);
+            let shuffled = shuffles.iter().map(|labels| binned.accuracy(labels)).collect();
+            progress.add(1);
             let held_out = 0.5 * (halves[0].held_out + halves[1].held_out);
-            (UnitScores { probe: probes[number], scores, held_out, halves: Some(halves) }, by_chance)
+            Tested { scores: UnitScores { probe: probes[number], scores, held_out }, halves, shuffled }
         };
-        let done: Vec<_> = (0..probes.len()).into_par_iter().map_init(Vec::new, of_unit).collect();
-        for (scores, by_chance) in done {
-            units.push(scores);
-            shuffled.push(by_chance);
-        }
+        tested.par_extend((0..probes.len()).into_par_iter().map_init(Vec::new, of_unit));
     }
+
+    // The best of each group, read once more for what is too much to keep of all.
+    let of_group = |&Group { stage, kind }: &Group| -> Vec<&Tested> {
+        let is_here =
+            |tested: &&Tested| tested.scores.probe.stage == stage && tested.scores.probe.kind == kind;
+        let mut here: Vec<&Tested> = tested.iter().filter(is_here).collect();
+        // Of equally good ones the first.
+        let accuracy = |tested: &Tested| tested.scores.scores.paper.accuracy;
+        here.sort_by(|a, b| accuracy(b).total_cmp(&accuracy(a)));
+        here
+    };
+    let ranked: Vec<Vec<&Tested>> = groups.iter().map(of_group).collect();
+    let best: Vec<UnitScores> =
+        ranked.iter().flat_map(|here| here.iter().take(BEST)).map(|tested| tested.scores).collect();
+    let mut best = with_intervals(network, sets, &best, positive, settings, progress).into_iter();
 
     let positives = positive.iter().filter(|positive| **positive).count();
     let commoner = positives.max(pictures - positives) as f64 / pictures as f64;
-    let of_group = |&group: &Group| {
-        let is_here = |probe: &Probe| Group { stage: probe.stage, kind: probe.kind } == group;
-        let here: Vec<usize> = (0..units.len()).filter(|&number| is_here(&units[number].probe)).collect();
-        let mut ranked = here.clone();
-        // Of equally good ones the first.
-        ranked.sort_by(|&a, &b| units[b].scores.paper.accuracy.total_cmp(&units[a].scores.paper.accuracy));
-        ranked.truncate(BEST);
-        let chosen: Vec<Probe> = ranked.iter().map(|&number| units[number].probe).collect();
-        begin("intervals", settings.bootstraps);
-        let responses = Responses::new(network, sets, &chosen, |_| ());
-        let best: Vec<UnitScores> = ranked.iter().map(|&number| units[number]).collect();
-        let best = with_intervals(&best, &responses, positive, settings, add);
-        let chance = chance(&here, &shuffled, commoner, best[0].scores.scores.paper.accuracy);
+    let summary = |(&group, here): (&Group, &Vec<&Tested>)| {
         let way = |way: usize| {
-            let half = |number: &usize| units[*number].halves.expect("just made")[way];
             let better = |a: Half, b: Half| if b.chosen.accuracy > a.chosen.accuracy { b } else { a };
-            here.iter().map(half).reduce(better).expect("a group has units").held_out
+            here.iter().map(|tested| tested.halves[way]).reduce(better).expect("a group has units").held_out
         };
-        (group, Best { units: here.len(), best, held_out: 0.5 * (way(0) + way(1)), chance })
+        Best {
+            group,
+            units: here.len(),
+            best: best.by_ref().take(BEST.min(here.len())).collect(),
+            held_out: 0.5 * (way(0) + way(1)),
+            chance: chance(here, commoner),
+        }
     };
-    let groups = groups.iter().map(of_group).collect();
-    let always_no = (pictures - positives) as f64 / pictures as f64;
-    Evaluation { positives, negatives: pictures - positives, always_no, settings, groups, units }
+    let summaries = groups.iter().zip(&ranked).map(summary).collect();
+    Evaluation {
+        positives,
+        negatives: pictures - positives,
+        always_no: (pictures - positives) as f64 / pictures as f64,
+        settings,
+        groups: summaries,
+        units: tested.iter().map(|tested| tested.scores).collect(),
+    }
 }
 
 /// Which pictures are in the first half: half of the positives and half of the negatives, by chance.
@@ -216,10 +228,10 @@ fn shuffles(positive: &[bool], settings: Settings) -> Vec<Vec<u32>> {
     (0..settings.permutations as u64).into_par_iter().map(shuffle).collect()
 }
 
-/// How good the best of `units` is over the shuffles, `[unit][shuffle]`.
-fn chance(units: &[usize], shuffled: &[Vec<f64>], commoner: f64, found: f64) -> Option<Chance> {
-    let count = shuffled[units[0]].len();
-    let best = |shuffle: usize| units.iter().map(|&unit| shuffled[unit][shuffle]).fold(0.0, f64::max);
+/// How good the best of some units is over the shuffles; the first is the best with the true labels.
+fn chance(units: &[&Tested], commoner: f64) -> Option<Chance> {
+    let (count, found) = (units[0].shuffled.len(), units[0].scores.scores.paper.accuracy);
+    let best = |shuffle: usize| units.iter().map(|unit| unit.shuffled[shuffle]).fold(0.0, f64::max);
     let mut best: Vec<f64> = (0..count).map(best).collect();
     best.sort_by(f64::total_cmp);
     (count > 0).then(|| {
@@ -241,74 +253,52 @@ fn percentile(sorted: &[f64], share: f64) -> f64 {
     low + (high - low) * at.fract()
 }
 
-/// Adds intervals and histograms; `responses` holds the units' values.
+/// Adds intervals and histograms.
 fn with_intervals(
+    network: &Network,
+    sets: &[Shown],
     units: &[UnitScores],
-    responses: &Responses,
     positive: &[bool],
     settings: Settings,
-    add: &(dyn Fn(usize) + Sync),
+    progress: &Progress,
 ) -> Vec<BestUnit> {
-    // Each unit's pictures from its least value, and how many of them are not above its threshold.
-    struct Order {
-        pictures: Vec<u32>,
-        /// True where the value differs from the one before.
-        new: Vec<bool>,
-        below: usize,
-        histogram: [Vec<usize>; 2],
-    }
-    let order = |(number, unit): (usize, &UnitScores)| {
-        let mut values = Vec::new();
-        responses.of(number, &mut values);
-        let mut pictures: Vec<u32> = (0..values.len() as u32).collect();
-        let value = |picture: u32| values[picture as usize];
-        pictures.sort_unstable_by(|&a, &b| value(a).total_cmp(&value(b)));
-        let new =
-            (0..pictures.len()).map(|n| n == 0 || value(pictures[n]) != value(pictures[n - 1])).collect();
-        let threshold = unit.scores.paper.threshold;
-        let below = pictures.partition_point(|&picture| f64::from(value(picture)) <= threshold);
-        let mut histogram = [vec![0; THRESHOLDS - 1], vec![0; THRESHOLDS - 1]];
-        let (min, max) = (f64::from(unit.scores.min), f64::from(unit.scores.max));
-        for (&value, &positive) in values.iter().zip(positive) {
-            let place = (f64::from(value) - min) / (max - min).max(f64::MIN_POSITIVE);
-            let bin = ((place * (THRESHOLDS - 1) as f64) as usize).min(THRESHOLDS - 2);
-            histogram[usize::from(!positive)][bin] += 1;
-        }
-        Order { pictures, new, below, histogram }
+    let probes: Vec<Probe> = units.iter().map(|unit| unit.probe).collect();
+    progress.begin("pictures", positive.len());
+    let responses = Responses::new(network, sets, &probes, |count| progress.add(count));
+    let rank = |values: &mut Vec<f32>, number: usize| {
+        responses.of(number, values);
+        Ranked::new(values, positive)
     };
-    let orders: Vec<Order> = units.iter().enumerate().map(order).collect();
+    let ranked: Vec<Ranked> = (0..units.len()).into_par_iter().map_init(Vec::new, rank).collect();
     let classes =
         [true, false].map(|class| (0..positive.len()).filter(|&n| positive[n] == class).collect::<Vec<_>>());
+    progress.begin("intervals", settings.bootstraps);
+    // Accuracy and area under the curve of each unit, with each picture as often as it was drawn.
     let draw = |number: u64| -> Vec<[f64; 2]> {
         let mut rng = rng::stream(settings.seed, "bootstrap", number);
         let mut times = vec![0u32; positive.len()];
         for class in &classes {
             (0..class.len()).for_each(|_| times[class[rng.random_range(0..class.len())]] += 1);
         }
-        let of = |order: &Order| {
-            let (mut right, mut area, mut below) = (0u64, 0.0, 0.0);
-            // Of the group of equal values at hand.
-            let (mut positives, mut negatives) = (0.0, 0.0);
-            for (place, (&picture, &new)) in order.pictures.iter().zip(&order.new).enumerate() {
-                let (times, positive) = (times[picture as usize], positive[picture as usize]);
-                if new {
-                    area += positives * (below + 0.5 * negatives);
-                    below += negatives;
-                    (positives, negatives) = (0.0, 0.0);
+        let of = |(ranked, unit): (&Ranked, &UnitScores)| {
+            let up_to = ranked.up_to(unit.scores.paper.threshold);
+            let (mut right, mut area, mut below, mut place) = (0.0, 0.0, 0.0, 0);
+            for group in ranked.groups() {
+                let pictures = &ranked.pictures[place..][..group.len()];
+                let [mut positives, mut negatives] = [0.0, 0.0];
+                for (&picture, (_, positive)) in pictures.iter().zip(group) {
+                    *(if *positive { &mut positives } else { &mut negatives }) +=
+                        f64::from(times[picture as usize]);
                 }
-                if positive {
-                    positives += f64::from(times)
-                } else {
-                    negatives += f64::from(times)
-                }
-                right += u64::from(times) * u64::from(positive == (place >= order.below));
+                area += positives * (below + 0.5 * negatives);
+                below += negatives;
+                right += if place < up_to { negatives } else { positives };
+                place += group.len();
             }
-            area += positives * (below + 0.5 * negatives);
-            let pairs = (classes[0].len() * classes[1].len()) as f64;
-            [right as f64 / order.pictures.len() as f64, area / pairs]
+            [right / positive.len() as f64, area / (classes[0].len() * classes[1].len()) as f64]
         };
-        let drawn = orders.iter().map(of).collect();
-        add(1);
+        let drawn = ranked.iter().zip(units).map(of).collect();
+        progress.add(1);
         drawn
     };
     let drawn: Vec<Vec<[f64; 2]>> = (0..settings.bootstraps as u64).into_par_iter().map(draw).collect();
@@ -317,13 +307,13 @@ fn with_intervals(
         values.sort_by(f64::total_cmp);
         (!values.is_empty()).then(|| [0.025, 0.975].map(|share| percentile(&values, share)))
     };
-    let best = |(number, (unit, order)): (usize, (&UnitScores, Order))| BestUnit {
-        scores: *unit,
+    let best = |(number, (unit, ranked)): (usize, (&UnitScores, &Ranked))| BestUnit {
+        unit: *unit,
         accuracy_interval: interval(number, 0),
         auc_interval: interval(number, 1),
-        histogram: order.histogram,
+        histogram: ranked.histogram(),
     };
-    units.iter().zip(orders).enumerate().map(best).collect()
+    units.iter().zip(&ranked).enumerate().map(best).collect()
 }
 
 #[cfg(test)]
@@ -364,20 +354,20 @@ mod tests {
         let run = |memory, threads| {
             let settings = Settings { permutations: 50, bootstraps: 60, seed: 5, memory };
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| evaluate(&network, &sets, &labels, &groups, settings, &|_, _| (), &|_| ()))
+            pool.install(|| evaluate(&network, &sets, &labels, &groups, settings, &Progress::none()))
         };
         let found = run(1 << 30, 1);
         let json = |evaluation: &Evaluation| serde_json::to_string(evaluation).unwrap();
         assert_eq!(json(&found), json(&run(4 * 401 * 5, 3)));
         assert_eq!((found.positives, found.negatives, found.units.len()), (134, 267, 18));
-        for (_, best) in &found.groups {
+        for best in &found.groups {
             let unit = &best.best[0];
-            assert_eq!(unit.scores.probe.unit.map, 0);
-            assert!(unit.scores.scores.paper.accuracy > 0.97 && best.held_out > 0.95, "{best:?}");
+            assert_eq!(unit.unit.probe.unit.map, 0);
+            assert!(unit.unit.scores.paper.accuracy > 0.97 && best.held_out > 0.95, "{best:?}");
             let [low, high] = unit.accuracy_interval.unwrap();
-            assert!(low <= unit.scores.scores.paper.accuracy && unit.scores.scores.paper.accuracy <= high);
+            assert!(low <= unit.unit.scores.paper.accuracy && unit.unit.scores.paper.accuracy <= high);
             let [low, high] = unit.auc_interval.unwrap();
-            assert!(low > 0.9 && low <= unit.scores.scores.auc && unit.scores.scores.auc <= high);
+            assert!(low > 0.9 && low <= unit.unit.scores.auc && unit.unit.scores.auc <= high);
             assert_eq!(unit.histogram[0].iter().sum::<usize>(), 134);
             let chance = best.chance.unwrap();
             assert!(

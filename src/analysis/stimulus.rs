@@ -13,7 +13,7 @@ mod view;
 
 use std::collections::BTreeMap;
 
-use ndarray::{Array2, Array3, ArrayView3, s};
+use ndarray::{Array2, Array3};
 use ndarray_rand::rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -159,7 +159,7 @@ pub fn preferred_stimuli(
     let of_piece = |numbers: &&[usize]| {
         let unit = requests[numbers[0]].unit;
         let crop = Crop::new(network, stage, kind, unit.row, unit.col);
-        let canvas = Canvas::new(search.view, whitening, crop.picture.clone());
+        let canvas = Canvas::new(search.view, whitening, &crop.picture);
         let piece = Piece { crop: &crop, canvas: &canvas, stage, kind, search, requests };
         let found = piece.run(numbers);
         progress(numbers.len());
@@ -233,7 +233,7 @@ impl<'a> Piece<'a> {
         // Fixed steps are counted without the value at the start.
         let evaluations = evaluations + usize::from(method == Method::FixedSteps);
         let climber = Climber::new(method, Limits { evaluations, tolerance, step }, start);
-        let found = request.found.iter().map(|picture| self.seen(picture.view())).collect();
+        let found = request.found.iter().map(|picture| self.canvas.seen(picture.view())).collect();
         Some(Lane {
             place,
             request,
@@ -243,13 +243,6 @@ impl<'a> Piece<'a> {
             start_value: 0.0,
             best: (0.0, Vec::new(), None),
         })
-    }
-
-    /// What the crop sees of a picture, `(row, column, channel)`.
-    fn seen(&self, picture: ArrayView3<f32>) -> Vec<f32> {
-        let part = &self.crop.picture;
-        let part = picture.slice_move(s![.., part.rows.clone(), part.cols.clone()]);
-        part.permuted_axes([1, 2, 0]).iter().copied().collect()
     }
 
     /// The unit's values and gradients where the lanes want them, and each lane's next step.
@@ -304,9 +297,7 @@ impl<'a> Piece<'a> {
             if let (Some(pixels), Some(charged)) = (&pixels, &mut of_pixels) {
                 let (p, mut charged) = (pixels.row(number), charged.row_mut(number));
                 let (p, charged) = (p.as_slice().expect("a row"), charged.as_slice_mut().expect("a row"));
-                let mut charge = vec![0.0; p.len()];
-                objective -= self.canvas.charge(p, &mut charge);
-                charged.iter_mut().zip(&charge).for_each(|(to, from)| *to = -from);
+                objective -= self.canvas.charge(p, charged);
                 radial += dot(charged, p);
             }
             let back = (radial / (norm * norm)) as f32;
@@ -355,20 +346,11 @@ impl<'a> Piece<'a> {
     fn finish(&self, lane: &mut Lane) -> Stimulus {
         let (value, input, pixels) = std::mem::take(&mut lane.best);
         let ended = lane.climber.ended.expect("it has ended");
-        let image = self.placed(&input, lane.request);
+        let image = self.canvas.placed(&input);
         let pixels = pixels.map(|p| Array3::from_shape_vec(image.dim(), p).expect("a picture's pixels"));
         let (unit, sign) = (lane.request.unit, lane.request.sign);
         let evaluations = lane.climber.evaluations;
         Stimulus { unit, sign, image, pixels, value, start_value: lane.start_value, evaluations, ended }
-    }
-
-    /// What the crop sees as a picture of the network's size.
-    fn placed(&self, input: &[f32], request: &Request) -> Array3<f32> {
-        let mut image = Array3::zeros(request.start.dim());
-        let part = &self.crop.picture;
-        let seen = image.slice_mut(s![.., part.rows.clone(), part.cols.clone()]);
-        seen.permuted_axes([1, 2, 0]).iter_mut().zip(input).for_each(|(to, from)| *to = *from);
-        image
     }
 
     /// What is found from a start that is zero where the unit sees it: nothing.

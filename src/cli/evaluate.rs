@@ -8,11 +8,13 @@ use anyhow::bail;
 use rand::seq::SliceRandom;
 use serde::Serialize;
 
+use striate::analysis;
 use striate::analysis::detector::Scores;
-use striate::analysis::evaluate::{Best, Evaluation, Group, Settings, UnitScores, evaluate};
+use striate::analysis::evaluate::{BestUnit, Evaluation, Group, Settings, UnitScores, evaluate};
 use striate::analysis::responses::{Probe, Responses, Shown};
 use striate::dataset::{Dataset, available_memory};
 use striate::error::Error;
+use striate::files;
 use striate::frames::FrameStore;
 use striate::geometry::Kind;
 use striate::network::checkpoint::{self, Checkpoint};
@@ -114,21 +116,12 @@ struct Set {
 }
 
 fn load(source: &Source, run: &Path, checkpoint: &Checkpoint, global: &Global) -> anyhow::Result<Set> {
-    let store = FrameStore::open(&source.path)?;
-    let (shape, margin) = (checkpoint.config.input_shape(), checkpoint.config.input.margin);
-    let bar = global.progress(store.len() as u64, "decode");
-    let dataset = Dataset::load(&store, shape, margin, run, false, || bar.inc(1))?;
-    bar.finish();
-    global.warn(&dataset.warnings);
-    let wanted = |key: &String| source.pattern.as_ref().is_none_or(|pattern| pattern.matches(key));
-    let chosen: Vec<usize> = (0..dataset.len()).filter(|&n| wanted(&dataset.keys[n])).collect();
-    if chosen.is_empty() {
-        let pattern = source.pattern.as_ref().expect("without one all are chosen").as_str();
-        let (count, some) = (dataset.len(), &dataset.keys[0]);
-        let problem = format!("none of the {count} pictures has a key like `{pattern}`; one key is `{some}`");
-        return Err(Error::bad_file(&source.path, problem).into());
+    let mut store = FrameStore::open(&source.path)?;
+    if let Some(pattern) = &source.pattern {
+        store = store.matching(&source.path, pattern)?;
     }
-    Ok(Set { dataset, chosen })
+    let dataset = global.pictures(&store, run, &checkpoint.config)?;
+    Ok(Set { chosen: (0..dataset.len()).collect(), dataset })
 }
 
 /// Leaves out pictures, by chance, so that `share` of all are positive.
@@ -184,16 +177,9 @@ pub fn run(args: EvaluateArgs, global: Global) -> anyhow::Result<()> {
         seed: global.seed,
         memory: args.memory.map_or(available_memory() / 4, |mb| mb * 1_000_000),
     };
-    let bar = global.progress(0, "evaluate");
-    let begin = |what: &str, len: usize| {
-        bar.reset();
-        bar.set_length(len as u64);
-        bar.set_message(what.to_owned());
-    };
-    let evaluation =
-        evaluate(network, &shown, &labels, &groups, settings, &begin, &|count| bar.inc(count as u64));
+    let (bar, progress) = global.parts("evaluate");
+    let evaluation = evaluate(network, &shown, &labels, &groups, settings, &progress);
     bar.finish();
-
     if let Some(path) = &args.values {
         write_values(path, &evaluation, &checkpoint, &shown, &labels)?;
     }
@@ -208,21 +194,16 @@ pub fn run(args: EvaluateArgs, global: Global) -> anyhow::Result<()> {
     };
     let folder = args.run.join("evaluate");
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
-    let (_, best) = &result.evaluation.groups[result.best_group()];
-    write(&folder.join(format!("{}.svg", args.concept)), histogram(&args.concept, best).as_bytes())?;
+    files::replace(&folder.join(format!("{}.svg", args.concept)), histogram(&args.concept, result.best()))?;
     let json = serde_json::to_vec(&result).expect("plain data");
-    write(&folder.join(format!("{}.json", args.concept)), &json)?;
+    files::replace(&folder.join(format!("{}.json", args.concept)), json)?;
     global.print(&Shortened { result, folder })
 }
 
 /// The kinds of values asked for, of each stage.
 fn groups(args: &EvaluateArgs, count: usize) -> anyhow::Result<Vec<Group>> {
-    if let Some(bad) = args.stages.iter().find(|stage| !(1..=count).contains(*stage)) {
-        let (key, want) = ("--stage".into(), format!("a stage from 1 to {count}"));
-        return Err(Error::Setting { key, got: bad.to_string(), want }.into());
-    }
     let mut groups = Vec::new();
-    for stage in (0..count).filter(|stage| args.stages.is_empty() || args.stages.contains(&(stage + 1))) {
+    for stage in analysis::stages(&args.stages, count)? {
         let kinds = match &args.kinds[..] {
             [] if stage + 1 == count => &[Kind::Y, Kind::H],
             [] => &[Kind::Y][..],
@@ -234,17 +215,6 @@ fn groups(args: &EvaluateArgs, count: usize) -> anyhow::Result<Vec<Group>> {
     Ok(groups)
 }
 
-/// Writes a file in one piece, or not at all.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let partial = path.with_extension("partial");
-    let written = std::fs::write(&partial, bytes).map_err(Error::io(&partial, "write"));
-    let moved = written.and_then(|()| std::fs::rename(&partial, path).map_err(Error::io(path, "replace")));
-    if moved.is_err() {
-        let _ = std::fs::remove_file(&partial); // the error that matters is the first
-    }
-    moved
-}
-
 fn write_values(
     path: &Path,
     evaluation: &Evaluation,
@@ -253,6 +223,13 @@ fn write_values(
     labels: &[bool],
 ) -> anyhow::Result<()> {
     let probes: Vec<Probe> = evaluation.units.iter().map(|unit| unit.probe).collect();
+    // As they are read, and as they are written.
+    let need_bytes = 2 * 4 * (probes.len() * labels.len()) as u64;
+    let have_bytes = available_memory();
+    if need_bytes > have_bytes {
+        let what = format!("--values {} of {} units", path.display(), probes.len());
+        return Err(Error::NoRoom { what, need_bytes, have_bytes }.into());
+    }
     let responses = Responses::new(&checkpoint.network, shown, &probes, |_| ());
     let (mut of_unit, mut bytes) = (Vec::new(), Vec::new());
     for number in 0..probes.len() {
@@ -264,7 +241,7 @@ fn write_values(
     let values = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &bytes)?;
     let labels = safetensors::tensor::TensorView::new(safetensors::Dtype::U8, vec![labels.len()], &labels)?;
     let file = safetensors::serialize([("values", values), ("labels", labels)], None)?;
-    Ok(write(path, &file)?)
+    Ok(files::replace(path, file)?)
 }
 
 impl fmt::Display for Source {
@@ -287,13 +264,11 @@ struct Evaluated {
 }
 
 impl Evaluated {
-    /// The group with the best unit.
-    fn best_group(&self) -> usize {
-        let accuracy = |group: usize| self.evaluation.groups[group].1.best[0].scores.scores.paper.accuracy;
-        (0..self.evaluation.groups.len())
-            .rev()
-            .max_by(|&a, &b| accuracy(a).total_cmp(&accuracy(b)))
-            .expect("a group")
+    /// The best unit of all.
+    fn best(&self) -> &BestUnit {
+        let accuracy = |unit: &BestUnit| unit.unit.scores.paper.accuracy;
+        let of_groups = self.evaluation.groups.iter().map(|group| &group.best[0]);
+        of_groups.reduce(|a, b| if accuracy(b) > accuracy(a) { b } else { a }).expect("a group")
     }
 }
 
@@ -316,27 +291,18 @@ fn label(unit: &UnitScores) -> String {
     format!("{}:{}:{}:{}", stage + 1, unit.map, unit.row, unit.col)
 }
 
-fn word(kind: Kind) -> &'static str {
-    match kind {
-        Kind::A => "a",
-        Kind::H => "h",
-        Kind::Y => "y",
-    }
-}
-
-fn histogram(concept: &str, best: &Best) -> String {
-    let unit = &best.best[0];
-    let Scores { min, max, paper, .. } = unit.scores.scores;
+fn histogram(concept: &str, best: &BestUnit) -> String {
+    let Scores { min, max, paper, .. } = best.unit.scores;
     let title = format!(
         "{concept}: unit {} ({}), {:.1} % right above {:.3}",
-        label(&unit.scores),
-        word(unit.scores.probe.kind),
+        label(&best.unit),
+        best.unit.probe.kind,
         100.0 * paper.accuracy,
         paper.threshold
     );
-    let [positives, negatives] = &unit.histogram;
+    let [positives, negatives] = &best.histogram;
     let bars = [(concept, &positives[..]), ("others", &negatives[..])];
-    figure::histograms(&title, "value of the unit", (min.into(), max.into()), &bars, Some(paper.threshold))
+    figure::histograms(&title, "value of the unit", (min.into(), max.into()), &bars, paper.threshold)
 }
 
 impl fmt::Display for Shortened {
@@ -351,9 +317,9 @@ impl fmt::Display for Shortened {
             "\n{:<9} {:>6} {:<14} {:>6} {:>14} {:>8} {:>6} {:>6} {:>8} {:>16} {:>7}",
             "", "units", "best", "%", "95 %", "held out", "AUC", "AP", "honest %", "by chance (95 %)", "p"
         )?;
-        for (group, best) in groups {
+        for best in groups {
             let unit = &best.best[0];
-            let UnitScores { scores, held_out, .. } = &unit.scores;
+            let UnitScores { scores, held_out, .. } = &unit.unit;
             let interval = unit
                 .accuracy_interval
                 .map_or(String::new(), |[low, high]| format!("{:.1} to {:.1}", 100.0 * low, 100.0 * high));
@@ -364,10 +330,10 @@ impl fmt::Display for Shortened {
             writeln!(
                 f,
                 "stage {} {} {:>6} {:<14} {:>6.1} {interval:>14} {:>8.1} {:>6.3} {:>6.3} {:>8.1} {chance:>16} {p:>7}",
-                group.stage + 1,
-                word(group.kind),
+                best.group.stage + 1,
+                best.group.kind,
                 best.units,
-                label(&unit.scores),
+                label(&unit.unit),
                 100.0 * scores.paper.accuracy,
                 100.0 * held_out,
                 scores.auc,

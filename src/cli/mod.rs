@@ -26,6 +26,7 @@ mod worker;
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -33,7 +34,11 @@ use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use striate::RunConfig;
+use striate::analysis::Progress;
+use striate::dataset::Dataset;
 use striate::error::Error;
+use striate::frames::FrameStore;
 
 /// Teaches itself to see from unlabelled video, and shows what it learned.
 #[derive(Parser)]
@@ -151,6 +156,31 @@ impl Global {
         let threads = threads.map_or(cores, usize::from);
         rayon::ThreadPoolBuilder::new().num_threads(threads.min(cores)).build_global()?;
         Ok(threads)
+    }
+
+    /// Decodes pictures as a run's network takes them, into a file in the run's folder that is gone with them.
+    pub fn pictures(&self, store: &FrameStore, run: &Path, config: &RunConfig) -> anyhow::Result<Dataset> {
+        let bar = self.progress(store.len() as u64, "frames");
+        let (shape, margin) = (config.input_shape(), config.input.margin);
+        let dataset = Dataset::load(store, shape, margin, run, false, || bar.inc(1))?;
+        bar.finish();
+        self.warn(&dataset.warnings);
+        Ok(dataset)
+    }
+
+    /// A progress bar for work of several parts, and what tells it of them.
+    pub fn parts(&self, what: &'static str) -> (ProgressBar, Progress) {
+        let bar = self.progress(0, what);
+        let (begun, added) = (bar.clone(), bar.clone());
+        let progress = Progress {
+            on_begin: Box::new(move |what, len| {
+                begun.reset();
+                begun.set_length(len as u64);
+                begun.set_message(what.to_owned());
+            }),
+            on_add: Box::new(move |count| added.inc(count as u64)),
+        };
+        (bar, progress)
     }
 
     /// A progress bar with ETA on stderr. Where stderr is no terminal, a line every few seconds instead.

@@ -3,17 +3,14 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
-use indicatif::ProgressBar;
 use serde::Serialize;
 
 use striate::analysis::stimulus::{Method, Parameters, Sign, View};
-use striate::dataset::Dataset;
 use striate::error::Error;
 use striate::frames::FrameStore;
 use striate::geometry::Kind;
 use striate::network::checkpoint;
-use striate::report::gallery::{Choice, Gallery, Norm, Progress, visualize};
+use striate::report::gallery::{Choice, Gallery, Norm, visualize};
 use striate::training::State;
 
 use super::Global;
@@ -139,23 +136,8 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
             path
         }
     };
-    let store = FrameStore::open(&frames)?;
-    let bar = global.progress(store.len() as u64, "frames");
-    let (shape, margin) = (checkpoint.config.input_shape(), checkpoint.config.input.margin);
-    let dataset = Dataset::load(&store, shape, margin, &args.run, false, || bar.inc(1))?;
-    bar.finish();
-    global.warn(&dataset.warnings);
-
-    let bar = global.progress(0, "visualize");
-    let (begun, added): (ProgressBar, ProgressBar) = (bar.clone(), bar.clone());
-    let progress = Progress {
-        on_begin: Box::new(move |what, len| {
-            begun.reset();
-            begun.set_length(len as u64);
-            begun.set_message(what.to_owned());
-        }),
-        on_add: Box::new(move |count| added.inc(count as u64)),
-    };
+    let dataset = global.pictures(&FrameStore::open(&frames)?, &args.run, &checkpoint.config)?;
+    let (bar, progress) = global.parts("visualize");
     let out = args.run.join("visualize");
     if out.join("units.json").exists() {
         say!("note: {} will be replaced when the new pictures are complete", out.display());
@@ -187,7 +169,6 @@ impl fmt::Display for Pictures<'_> {
                 writeln!(f, "{}", out.join(format!("stage{stage}.png")).display())?;
             }
         }
-        let kind = gallery.choice.kind.to_possible_value().expect("no kind is hidden");
-        write!(f, "{}  (kind {})", out.join("filters-encoder.png").display(), kind.get_name())
+        write!(f, "{}  (kind {})", out.join("filters-encoder.png").display(), gallery.choice.kind)
     }
 }

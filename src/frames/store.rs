@@ -259,6 +259,17 @@ impl FrameStore {
         stem(&self.entries[index].member)
     }
 
+    /// Leaves only the pictures whose key matches.
+    ///
+    /// # Errors
+    /// There are none; it names `path`, the pattern, and one key that there is.
+    pub fn matching(mut self, path: &Path, pattern: &glob::Pattern) -> Result<FrameStore> {
+        let (count, some) = (self.len(), self.key(0).to_owned());
+        self.entries.retain(|entry| pattern.matches(stem(&entry.member)));
+        let problem = format!("none of the {count} pictures has a key like `{pattern}`; one key is `{some}`");
+        self.unless_empty(path, &problem)
+    }
+
     /// What was wrong with the files on opening, a line each.
     pub fn warnings(&self) -> &[String] {
         &self.warnings

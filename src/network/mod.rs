@@ -142,20 +142,22 @@ impl Network {
 
     /// Filtering, pooling and normalisation up to and including stage `last` (from 0).
     pub fn forward(&self, work: &mut Workspace, last: usize) {
-        for index in 0..=last {
-            self.encode(work, index);
-            self.kernels().normalise(&self.stages[index], &mut work.stages[index], work.pictures);
-        }
+        self.forward_to(work, last, Kind::Y);
     }
 
     /// The same, but of stage `last` only as far as `kind`: what its values of that kind need.
     pub fn forward_to(&self, work: &mut Workspace, last: usize, kind: Kind) {
-        if last > 0 {
-            self.forward(work, last - 1);
+        for index in 0..last {
+            self.encode(work, index, Kind::Y);
         }
+        self.encode(work, last, kind);
+    }
+
+    /// One stage, whose input is there, as far as `kind`.
+    fn encode(&self, work: &mut Workspace, index: usize, kind: Kind) {
         let pictures = work.pictures;
-        let (input, acts) = work.split(last);
-        let (stage, kernels) = (&self.stages[last], self.kernels());
+        let (input, acts) = work.split(index);
+        let (stage, kernels) = (&self.stages[index], self.kernels());
         kernels.filter(stage, input, acts);
         if kind != Kind::A {
             kernels.pool(stage, acts);
@@ -163,14 +165,6 @@ impl Network {
         if kind == Kind::Y {
             kernels.normalise(stage, acts, pictures);
         }
-    }
-
-    /// Filtering and pooling of one stage, whose input is there.
-    fn encode(&self, work: &mut Workspace, index: usize) {
-        let (input, acts) = work.split(index);
-        let (stage, kernels) = (&self.stages[index], self.kernels());
-        kernels.filter(stage, input, acts);
-        kernels.pool(stage, acts);
     }
 
     /// Size of one sublayer's maps.

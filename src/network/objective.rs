@@ -54,10 +54,7 @@ impl Network {
         update: &dyn WeightUpdate,
     ) -> &'a [Loss] {
         let top = stages.end - 1;
-        if top > 0 {
-            self.forward(work, top - 1);
-        }
-        self.encode(work, top);
+        self.forward_to(work, top, Kind::H);
 
         let joint = objective != Objective::Local;
         work.losses.clear();

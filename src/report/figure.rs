@@ -1,5 +1,7 @@
 //! Numbers for the eye, and curves.
 
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::ValueFormatter;
 use plotters::prelude::*;
 
 use crate::bench;
@@ -45,6 +47,57 @@ pub fn label(number: &f64) -> String {
 const COLOURS: [RGBColor; 4] =
     [RGBColor(66, 133, 190), RGBColor(214, 110, 42), RGBColor(70, 155, 92), RGBColor(165, 92, 178)];
 
+/// Of words and axes, the same.
+const TEXT: RGBColor = RGBColor(128, 128, 128);
+
+type Drawing = std::result::Result<(), Box<dyn std::error::Error>>;
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Chart<'a, 'b, X, Y> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>;
+
+/// An SVG of this size, without a fixed colour of its background.
+fn drawn(size: (u32, u32), draw: impl FnOnce(&Area) -> Drawing) -> String {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        let present = |()| Ok(root.present()?);
+        draw(&root).and_then(present).expect("drawing into a string cannot fail");
+    }
+    svg
+}
+
+/// Axes that leave the eye to what is drawn.
+fn axes<X, Y>(chart: &mut Chart<X, Y>, names: (&str, &str), labels: (usize, usize)) -> Drawing
+where
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    chart
+        .configure_mesh()
+        .x_desc(names.0)
+        .y_desc(names.1)
+        .x_labels(labels.0)
+        .y_labels(labels.1)
+        .x_label_formatter(&label)
+        .y_label_formatter(&label)
+        .axis_style(TEXT)
+        .bold_line_style(TEXT.mix(0.25))
+        .light_line_style(TRANSPARENT)
+        .label_style(("sans-serif", 12).into_font().color(&TEXT))
+        .draw()?;
+    Ok(())
+}
+
+/// Says what each series is.
+fn name_series<'a, 'b: 'a, X, Y>(chart: &mut Chart<'a, 'b, X, Y>, position: SeriesLabelPosition) -> Drawing
+where
+    X: Ranged<ValueType = f64>,
+    Y: Ranged<ValueType = f64>,
+{
+    let style = ("sans-serif", 12).into_font().color(&TEXT);
+    chart.configure_series_labels().position(position).label_font(style).border_style(TRANSPARENT).draw()?;
+    Ok(())
+}
+
 /// A curve in a [`curves`] plot.
 pub struct Curve<'a> {
     /// Its name in the legend.
@@ -55,7 +108,6 @@ pub struct Curve<'a> {
 
 /// Curves over a common axis, as SVG without a fixed colour of its background.
 pub fn curves(title: &str, x_name: &str, curves: &[Curve]) -> String {
-    let text = RGBColor(128, 128, 128);
     let finite = |p: &&(f64, f64)| p.0.is_finite() && p.1.is_finite();
     let points: Vec<(f64, f64)> =
         curves.iter().flat_map(|c| c.points.iter().filter(finite)).copied().collect();
@@ -65,49 +117,24 @@ pub fn curves(title: &str, x_name: &str, curves: &[Curve]) -> String {
         if values.is_empty() { 0.0..1.0 } else { low - margin..high + margin }
     };
     let (xs, ys) = (points.iter().map(|p| p.0).collect(), points.iter().map(|p| p.1).collect());
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, (420, 260)).into_drawing_area();
-        let draw = || -> std::result::Result<(), Box<dyn std::error::Error>> {
-            let mut chart = ChartBuilder::on(&root)
-                .caption(title, ("sans-serif", 15).into_font().color(&text))
-                .margin(8)
-                .x_label_area_size(34)
-                .y_label_area_size(56)
-                .build_cartesian_2d(range(xs), range(ys))?;
-            chart
-                .configure_mesh()
-                .x_desc(x_name)
-                .x_labels(5)
-                .y_labels(6)
-                .x_label_formatter(&label)
-                .y_label_formatter(&label)
-                .axis_style(text)
-                .bold_line_style(text.mix(0.25))
-                .light_line_style(TRANSPARENT)
-                .label_style(("sans-serif", 12).into_font().color(&text))
-                .draw()?;
-            for (curve, colour) in curves.iter().zip(COLOURS.iter().cycle()) {
-                let line =
-                    LineSeries::new(curve.points.iter().filter(finite).copied(), colour.stroke_width(2));
-                let legend = move |(x, y)| PathElement::new([(x, y), (x + 14, y)], colour.stroke_width(2));
-                chart.draw_series(line)?.label(curve.name).legend(legend);
-            }
-            if curves.len() > 1 {
-                let style = ("sans-serif", 12).into_font().color(&text);
-                chart
-                    .configure_series_labels()
-                    .position(SeriesLabelPosition::UpperRight)
-                    .label_font(style)
-                    .border_style(TRANSPARENT)
-                    .draw()?;
-            }
-            root.present()?;
-            Ok(())
-        };
-        draw().expect("drawing into a string cannot fail");
-    }
-    svg
+    drawn((420, 260), |root| {
+        let mut chart = ChartBuilder::on(root)
+            .caption(title, ("sans-serif", 15).into_font().color(&TEXT))
+            .margin(8)
+            .x_label_area_size(34)
+            .y_label_area_size(56)
+            .build_cartesian_2d(range(xs), range(ys))?;
+        axes(&mut chart, (x_name, ""), (5, 6))?;
+        for (curve, colour) in curves.iter().zip(COLOURS.iter().cycle()) {
+            let line = LineSeries::new(curve.points.iter().filter(finite).copied(), colour.stroke_width(2));
+            let legend = move |(x, y)| PathElement::new([(x, y), (x + 14, y)], colour.stroke_width(2));
+            chart.draw_series(line)?.label(curve.name).legend(legend);
+        }
+        if curves.len() > 1 {
+            name_series(&mut chart, SeriesLabelPosition::UpperRight)?;
+        }
+        Ok(())
+    })
 }
 
 /// Histograms over the same bins from `low` to `high`, each as shares of its own total, and a line at `mark`. As SVG.
@@ -116,69 +143,42 @@ pub fn histograms(
     x_name: &str,
     (low, high): (f64, f64),
     histograms: &[(&str, &[usize])],
-    mark: Option<f64>,
+    mark: f64,
 ) -> String {
-    let text = RGBColor(128, 128, 128);
     let shares = |counts: &[usize]| -> Vec<f64> {
         let total = counts.iter().sum::<usize>().max(1) as f64;
         counts.iter().map(|&count| 100.0 * count as f64 / total).collect()
     };
     let most = histograms.iter().flat_map(|(_, counts)| shares(counts)).fold(1.0, f64::max);
     let high = if high > low { high } else { low + 1.0 };
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, (560, 300)).into_drawing_area();
-        let draw = || -> std::result::Result<(), Box<dyn std::error::Error>> {
-            let mut chart = ChartBuilder::on(&root)
-                .caption(title, ("sans-serif", 15).into_font().color(&text))
-                .margin(8)
-                .x_label_area_size(34)
-                .y_label_area_size(56)
-                .build_cartesian_2d(low..high, 0.0..1.05 * most)?;
-            chart
-                .configure_mesh()
-                .x_desc(x_name)
-                .y_desc("% of its pictures")
-                .x_label_formatter(&label)
-                .y_label_formatter(&label)
-                .axis_style(text)
-                .bold_line_style(text.mix(0.25))
-                .light_line_style(TRANSPARENT)
-                .label_style(("sans-serif", 12).into_font().color(&text))
-                .draw()?;
-            for ((name, counts), colour) in histograms.iter().zip(COLOURS) {
-                let width = (high - low) / counts.len() as f64;
-                let bars = shares(counts).into_iter().enumerate().map(|(bin, share)| {
-                    let left = low + bin as f64 * width;
-                    Rectangle::new([(left, 0.0), (left + width, share)], colour.mix(0.5).filled())
-                });
-                let legend =
-                    move |(x, y)| Rectangle::new([(x, y - 4), (x + 14, y + 4)], colour.mix(0.5).filled());
-                chart.draw_series(bars)?.label(*name).legend(legend);
-            }
-            if let Some(mark) = mark {
-                let line = [(mark, 0.0), (mark, 1.05 * most)];
-                chart.draw_series(LineSeries::new(line, text.stroke_width(2)))?;
-            }
-            let style = ("sans-serif", 12).into_font().color(&text);
-            chart
-                .configure_series_labels()
-                .position(SeriesLabelPosition::UpperRight)
-                .label_font(style)
-                .border_style(TRANSPARENT)
-                .draw()?;
-            root.present()?;
-            Ok(())
-        };
-        draw().expect("drawing into a string cannot fail");
-    }
-    svg
+    drawn((560, 300), |root| {
+        let mut chart = ChartBuilder::on(root)
+            .caption(title, ("sans-serif", 15).into_font().color(&TEXT))
+            .margin(8)
+            .x_label_area_size(34)
+            .y_label_area_size(56)
+            .build_cartesian_2d(low..high, 0.0..1.05 * most)?;
+        axes(&mut chart, (x_name, "% of its pictures"), (11, 11))?;
+        for ((name, counts), colour) in histograms.iter().zip(COLOURS) {
+            let width = (high - low) / counts.len() as f64;
+            let bars = shares(counts).into_iter().enumerate().map(|(bin, share)| {
+                let left = low + bin as f64 * width;
+                Rectangle::new([(left, 0.0), (left + width, share)], colour.mix(0.5).filled())
+            });
+            let legend =
+                move |(x, y)| Rectangle::new([(x, y - 4), (x + 14, y + 4)], colour.mix(0.5).filled());
+            chart.draw_series(bars)?.label(*name).legend(legend);
+        }
+        let line = [(mark, 0.0), (mark, 1.05 * most)];
+        chart.draw_series(LineSeries::new(line, TEXT.stroke_width(2)))?;
+        name_series(&mut chart, SeriesLabelPosition::UpperRight)?;
+        Ok(())
+    })
 }
 
 /// Rate over arithmetic intensity, both logarithmic: each kernel on the most threads measured, below what the machine can do
 /// by its arithmetic and by its memory.
 pub fn roofline(report: &bench::Report) -> String {
-    let text = RGBColor(128, 128, 128);
     let Some(peak) = report.peaks.last() else { return String::new() };
     let here = report.entries.iter().filter(|entry| entry.threads == peak.threads);
     let points: Vec<(&str, f64, f64)> =
@@ -186,51 +186,28 @@ pub fn roofline(report: &bench::Report) -> String {
     let roof = |x: f64| peak.gflops.min(x * peak.read_gb_per_second);
     let most = points.iter().map(|p| p.1).fold(1000.0, f64::max) * 2.0;
     let least = points.iter().map(|p| p.2).fold(peak.gflops, f64::min) / 3.0;
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, (760, 460)).into_drawing_area();
-        let draw = || -> std::result::Result<(), Box<dyn std::error::Error>> {
-            let caption = format!("{} on {} threads", report.cpu, peak.threads);
-            let mut chart = ChartBuilder::on(&root)
-                .caption(caption, ("sans-serif", 15).into_font().color(&text))
-                .margin(8)
-                .x_label_area_size(34)
-                .y_label_area_size(56)
-                .build_cartesian_2d((0.1..most).log_scale(), (least..peak.gflops * 1.6).log_scale())?;
+    drawn((760, 460), |root| {
+        let caption = format!("{} on {} threads", report.cpu, peak.threads);
+        let mut chart = ChartBuilder::on(root)
+            .caption(caption, ("sans-serif", 15).into_font().color(&TEXT))
+            .margin(8)
+            .x_label_area_size(34)
+            .y_label_area_size(56)
+            .build_cartesian_2d((0.1..most).log_scale(), (least..peak.gflops * 1.6).log_scale())?;
+        axes(&mut chart, ("FLOP for each byte that must move", "GFLOP/s"), (11, 11))?;
+        let ridge = peak.gflops / peak.read_gb_per_second;
+        let line = [0.1, ridge, most].map(|x| (x, roof(x).max(least)));
+        chart.draw_series(LineSeries::new(line, TEXT.stroke_width(2)))?;
+        for (number, (name, x, y)) in points.iter().enumerate() {
+            let colour = Palette99::pick(number).to_rgba();
             chart
-                .configure_mesh()
-                .x_desc("FLOP for each byte that must move")
-                .y_desc("GFLOP/s")
-                .x_label_formatter(&label)
-                .y_label_formatter(&label)
-                .axis_style(text)
-                .bold_line_style(text.mix(0.25))
-                .light_line_style(TRANSPARENT)
-                .label_style(("sans-serif", 12).into_font().color(&text))
-                .draw()?;
-            let ridge = peak.gflops / peak.read_gb_per_second;
-            let line = [0.1, ridge, most].map(|x| (x, roof(x).max(least)));
-            chart.draw_series(LineSeries::new(line, text.stroke_width(2)))?;
-            for (number, (name, x, y)) in points.iter().enumerate() {
-                let colour = Palette99::pick(number).to_rgba();
-                chart
-                    .draw_series([Circle::new((*x, *y), 5, colour.filled())])?
-                    .label(*name)
-                    .legend(move |(x, y)| Circle::new((x + 7, y), 4, colour.filled()));
-            }
-            let style = ("sans-serif", 12).into_font().color(&text);
-            chart
-                .configure_series_labels()
-                .position(SeriesLabelPosition::LowerLeft)
-                .label_font(style)
-                .border_style(TRANSPARENT)
-                .draw()?;
-            root.present()?;
-            Ok(())
-        };
-        draw().expect("drawing into a string cannot fail");
-    }
-    svg
+                .draw_series([Circle::new((*x, *y), 5, colour.filled())])?
+                .label(*name)
+                .legend(move |(x, y)| Circle::new((x + 7, y), 4, colour.filled()));
+        }
+        name_series(&mut chart, SeriesLabelPosition::LowerLeft)?;
+        Ok(())
+    })
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use crate::analysis::stimulus::{
     Effort, Ended, Method, Parameters, Search, Sign, Start, Stimulus, View, Wanted, best_stimuli, why_flat,
 };
 use crate::analysis::top::{Answer, Ranking, top_frames};
+use crate::analysis::{self, Progress};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::geometry::Kind;
@@ -55,24 +56,20 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// Refuses stages that a network of `count` stages does not have, and charges for pixels where there are none.
+    /// The stages chosen, from 0, of a network of `count`; refuses charges for pixels where there are none.
     ///
     /// # Errors
     /// Names the flag.
-    pub fn check(&self, count: usize) -> Result<()> {
-        let refuse =
-            |key: &str, got: String, want: String| Err(Error::Setting { key: key.into(), got, want });
-        if let Some(bad) = self.stages.iter().find(|stage| !(1..=count).contains(*stage)) {
-            return refuse("--stage", bad.to_string(), format!("a stage from 1 to {count}"));
-        }
+    pub fn check(&self, count: usize) -> Result<Vec<usize>> {
         let View { parameters, total_variation, pixel_box } = self.view;
         for (key, charge) in [("--total-variation", total_variation), ("--pixel-box", pixel_box)] {
             if charge > 0.0 && parameters == Parameters::Input {
+                let (key, got) = (key.into(), charge.to_string());
                 let want = "0, as there are no pixels to charge for without --parameters pixels or fourier";
-                return refuse(key, charge.to_string(), want.into());
+                return Err(Error::Setting { key, got, want: want.into() });
             }
         }
-        Ok(())
+        analysis::stages(&self.stages, count)
     }
 }
 
@@ -194,7 +191,7 @@ impl fmt::Display for Gallery {
             let first = || stimuli().filter(|s| s.optimum == 1).filter_map(StimulusPage::gain);
             let (beaten, compared) = (first().filter(|&gain| gain > 0.0).count(), first().count());
             if compared > 0 {
-                write!(f, ", {beaten} of {compared} best ones above every frame of their norm")?;
+                write!(f, ", {beaten} of {compared} best ones beyond every frame of their norm")?;
             }
             let limit = stimuli().filter(|s| s.ended == Ended::Limit).count();
             if limit > 0 {
@@ -224,7 +221,7 @@ pub fn visualize(
 ) -> Result<Gallery> {
     let Checkpoint { network, whitening, .. } = checkpoint;
     let count = network.stages.len();
-    choice.check(count)?;
+    let stages = choice.check(count)?;
     let partial = out.with_extension("partial");
     if partial.exists() {
         fs::remove_dir_all(&partial).map_err(Error::io(&partial, "remove"))?;
@@ -247,7 +244,7 @@ pub fn visualize(
         save_png(&filters(network, which), &partial.join(name))?;
     }
     let (mut pages, mut searched) = (Vec::new(), vec![Effort::default(); count]);
-    for stage in (0..count).filter(|stage| choice.stages.is_empty() || choice.stages.contains(&(stage + 1))) {
+    for stage in stages {
         let units = spread(network.units(stage, choice.kind), choice.units);
         let at = (stage, choice.kind);
         let what = format!("stage {}", stage + 1);
@@ -259,8 +256,9 @@ pub fn visualize(
             for &sign in &choice.signs {
                 progress.begin(&format!("{what}: frames of norm {norm:.3}"), inputs.len());
                 let frames = ranked(Ranking { sign, norm: Some(norm), keep: choice.from_frames.max(1) });
-                let starts =
-                    frames.iter().map(|top| starts(&inputs, &top[..choice.from_frames.min(top.len())]));
+                let starts = frames
+                    .iter()
+                    .map(|top| starting_pictures(&inputs, &top[..choice.from_frames.min(top.len())]));
                 let starts: Vec<_> = units.iter().copied().zip(starts).collect();
                 let search = Search {
                     method: choice.method,
@@ -315,26 +313,6 @@ pub fn visualize(
     Ok(gallery)
 }
 
-/// Told of a new part: its name and how much there is to do.
-pub type OnBegin = Box<dyn Fn(&str, usize) + Sync>;
-
-/// Told of what is being done.
-pub struct Progress {
-    /// A new part begins: its name and how much there is to do.
-    pub on_begin: OnBegin,
-    /// So much more is done.
-    pub on_add: Box<dyn Fn(usize) + Sync>,
-}
-
-impl Progress {
-    fn begin(&self, what: &str, len: usize) {
-        (self.on_begin)(what, len);
-    }
-    fn add(&self, count: usize) {
-        (self.on_add)(count);
-    }
-}
-
 /// A stimulus of a unit.
 struct Found {
     asked: Norm,
@@ -347,7 +325,7 @@ struct Found {
 }
 
 /// Frames as the network takes them, but those that are zero everywhere.
-fn starts(inputs: &Inputs, answers: &[Answer]) -> Vec<Array3<f32>> {
+fn starting_pictures(inputs: &Inputs, answers: &[Answer]) -> Vec<Array3<f32>> {
     let frames = answers.iter().map(|answer| inputs.picture(answer.frame));
     frames.filter(|frame| frame.iter().any(|&x| x != 0.0)).collect()
 }

@@ -9,6 +9,7 @@ use super::figure::{Curve, curves, grouped, significant};
 use super::units::{GalleryView, view};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::network::{StageCost, checkpoint, costs};
 use crate::training::State;
 use crate::training::monitor::{LogLine, StageLine, read_log};
@@ -98,21 +99,8 @@ pub fn write_report(run: &Path, out: &Path) -> Result<(u64, usize)> {
         gallery,
     };
     let html = page.render().expect("rendering into memory cannot fail");
-    replace(out, html.as_bytes())?;
+    files::replace(out, &html)?;
     Ok((html.len() as u64, units))
-}
-
-/// Writes `bytes` beside `path`, then moves them there.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".partial");
-    let partial = path.with_file_name(name);
-    let written = fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, path));
-    written.map_err(|source| {
-        // It may not be there at all, and the first error is the one to tell.
-        let _ = fs::remove_file(&partial);
-        Error::Io { path: path.into(), action: "write", source }
-    })
 }
 
 fn facts(config: &RunConfig, stages: &[StageCost], state: &State) -> Vec<Fact> {

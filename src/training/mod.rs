@@ -28,6 +28,7 @@ use serde::Serialize;
 use crate::config::{OnDivergence, OnFullDisk, RunConfig};
 use crate::dataset::{Augment, Dataset, Shuffle, Split, available_memory};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::kernels::{Buffer, Cpu, lanes_for, machine};
 use crate::network::checkpoint::{self, Checkpoint};
 use crate::network::preprocess::{Inputs, Scratch, Whitening};
@@ -274,7 +275,7 @@ pub fn train(
             Totals::default(),
         );
     }
-    state::replace(&out.join("config.toml"), &config.to_toml())?;
+    files::replace(&out.join("config.toml"), config.to_toml())?;
     // Frames stay as bytes where preprocessing them again and again is nothing beside learning from them.
     let costs = costs(config);
     let negligible = WHITENING_SHARE * whitening.flops() < costs[0].learn_flops;

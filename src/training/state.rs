@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::RunConfig;
 use crate::dataset::is_cache_file;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::network::checkpoint::{self, Checkpoint};
 
 /// Where a run stands; saved with each checkpoint. All randomness follows from it.
@@ -135,19 +136,13 @@ impl RollBacks {
     }
 
     pub fn write(self, run: &Path) -> Result<()> {
-        replace(&run.join(Self::FILE), &serde_json::to_string(&self).expect("plain data"))
+        files::replace(&run.join(Self::FILE), &serde_json::to_string(&self).expect("plain data"))
     }
 
     /// What the learning rate is multiplied by.
     pub fn rate_factor(self) -> f64 {
         0.5f64.powi(self.count as i32)
     }
-}
-
-/// Writes a file in place of an older one, whole or not at all.
-pub(super) fn replace(path: &Path, text: &str) -> Result<()> {
-    let partial = path.with_extension("partial");
-    fs::write(&partial, text).and_then(|()| fs::rename(&partial, path)).map_err(Error::io(path, "write"))
 }
 
 /// The network of a checkpoint and where its run stands, to go on with by the settings `config`. A run that was complete goes on

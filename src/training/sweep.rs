@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::Summary;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::files;
 
 /// A setting and the values that it takes.
 #[derive(Debug, Clone, PartialEq)]
@@ -116,10 +116,8 @@ impl Sweep {
     /// # Errors
     /// It cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        let (path, partial) = (folder.join("results.json"), folder.join("results.json.partial"));
         let text = serde_json::to_string_pretty(self).expect("results are plain data") + "\n";
-        fs::write(&partial, text).map_err(Error::io(&partial, "write"))?;
-        fs::rename(&partial, &path).map_err(Error::io(&path, "write"))
+        files::replace(&folder.join("results.json"), text)
     }
 }
 

@@ -135,8 +135,10 @@ impl Climber {
         let first = self.point.is_empty();
         // Armijo's rule; for gradient ascent against the least of the last few values: ridges are climbed faster by one who may step
         // down a little (Grippo, Lampariello and Lucidi 1986).
-        let window = if self.method == Method::Lbfgs { 1 } else { WINDOW };
-        let low = self.recent.iter().rev().take(window).copied().fold(self.value, f64::min);
+        let low = match self.method {
+            Method::Lbfgs => self.value,
+            _ => self.recent.iter().copied().fold(self.value, f64::min),
+        };
         let enough = low + 1e-4 * self.share * self.slope;
         let goes_on = first || self.method == Method::FixedSteps || (value > enough && value != self.value);
         let shown = value > self.best || self.method == Method::FixedSteps;
@@ -165,8 +167,11 @@ impl Climber {
         if self.ended.is_none() && self.evaluations >= self.limits.evaluations {
             self.ended = Some(Ended::Limit);
         }
+        if self.ended.is_some() {
+            return shown;
+        }
         self.trial.clear();
-        let share = if self.ended.is_some() { 0.0 } else { self.share as f32 };
+        let share = self.share as f32;
         self.trial.extend(self.point.iter().zip(&self.direction).map(|(z, d)| z + share * d));
         if self.method != Method::Lbfgs {
             // Others keep to the sphere; for L-BFGS the length is a coordinate like any other, along which nothing changes.

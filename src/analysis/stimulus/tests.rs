@@ -1,5 +1,7 @@
 //! Units whose best picture is known.
 
+use ndarray::s;
+
 use super::*;
 use crate::config::RunConfig;
 use crate::network::plain::PlainNetwork;
@@ -197,7 +199,7 @@ fn the_same_seed_gives_the_same_picture_and_a_blind_unit_says_so() {
 }
 
 #[test]
-fn both_methods_agree_on_units_of_several_stages_and_a_start_of_another_size_is_refused() {
+fn most_searches_by_both_methods_end_at_the_same_top_and_a_start_of_another_size_is_refused() {
     let text = "[input]\nheight = 20\nwidth = 18\npreprocess = \"none\"\n[[stages]]\nmaps = 4\nfield = 6\nstride = 2\npool = 2\n\
         lcn = 3\n[[stages]]\nmaps = 5\nfield = 3\npool = 2\nlcn = 3\n[training]\nsteps = [1, 1]\n";
     let network = network(text);

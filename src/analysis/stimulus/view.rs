@@ -7,7 +7,7 @@
 
 use std::f32::consts::PI;
 
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, ArrayViewMut2, Axis};
 use serde::{Deserialize, Serialize};
 
 use crate::geometry::{MapShape, Part};
@@ -69,16 +69,29 @@ impl View {
 pub(super) struct Canvas<'a> {
     view: View,
     whitening: &'a Whitening,
-    crop: Part,
-    /// For [`Parameters::Fourier`]: cosines of rows and of columns, `[frequency, place]`, orthonormal.
-    cosines: Option<(Array2<f32>, Array2<f32>)>,
+    /// Where the crop's values `(row, column, channel)` are in a picture's `(channel, row, column)`.
+    places: Vec<usize>,
+    /// For [`Parameters::Fourier`].
+    fourier: Option<Fourier>,
+}
+
+struct Fourier {
+    /// Cosines of rows and of columns, `[frequency, place]`, orthonormal.
+    rows: Array2<f32>,
+    cols: Array2<f32>,
+    /// Amplitude of each frequency.
+    scales: Array2<f32>,
 }
 
 impl<'a> Canvas<'a> {
-    pub fn new(view: View, whitening: &'a Whitening, crop: Part) -> Canvas<'a> {
-        let MapShape { rows, cols, .. } = whitening.shape;
-        let cosines = (view.parameters == Parameters::Fourier).then(|| (cosines(rows), cosines(cols)));
-        Canvas { view, whitening, crop, cosines }
+    pub fn new(view: View, whitening: &'a Whitening, crop: &Part) -> Canvas<'a> {
+        let MapShape { channels, rows, cols } = whitening.shape;
+        let of_place = |(y, x)| (0..channels).map(move |c| (c * rows + y) * cols + x);
+        let places = crop.rows.clone().flat_map(|y| crop.cols.clone().map(move |x| (y, x)));
+        let places = places.flat_map(of_place).collect();
+        let fourier = || Fourier { rows: cosines(rows), cols: cosines(cols), scales: scales((rows, cols)) };
+        let fourier = (view.parameters == Parameters::Fourier).then(fourier);
+        Canvas { view, whitening, places, fourier }
     }
 
     /// True if parameters are the network's input; then there are no pixels to be charged for.
@@ -88,20 +101,28 @@ impl<'a> Canvas<'a> {
 
     /// Parameters whose input is that of `picture`, the values `[channel, row, column]` of a preprocessed picture, as far as the
     /// crop sees it.
-    pub fn parameters_of(&self, picture: ndarray::ArrayView3<f32>) -> Vec<f32> {
+    pub fn parameters_of(&self, picture: ArrayView3<f32>) -> Vec<f32> {
         if self.on_input() {
-            let MapShape { channels, .. } = self.whitening.shape;
-            let places = self.places().map(|(row, col)| (0..channels).map(move |c| (c, row, col)));
-            return places.flatten().map(|at| picture[at]).collect();
+            return self.seen(picture);
         }
         let pixels = self.whitening.unwhiten(picture);
         let pixels = Array1::from_iter(pixels.iter().copied()).insert_axis(Axis(0));
         self.to_frequencies(pixels.view(), true).into_raw_vec_and_offset().0
     }
 
-    fn places(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let (rows, cols) = (self.crop.rows.clone(), self.crop.cols.clone());
-        rows.flat_map(move |row| cols.clone().map(move |col| (row, col)))
+    /// What the crop sees of a picture, `(row, column, channel)`.
+    pub fn seen(&self, picture: ArrayView3<f32>) -> Vec<f32> {
+        let picture = picture.as_standard_layout();
+        let picture = picture.as_slice().expect("in standard layout");
+        self.places.iter().map(|&at| picture[at]).collect()
+    }
+
+    /// What the crop sees as a picture, zero elsewhere.
+    pub fn placed(&self, seen: &[f32]) -> Array3<f32> {
+        let MapShape { channels, rows, cols } = self.whitening.shape;
+        let mut picture = vec![0.0; self.whitening.shape.len()];
+        self.places.iter().zip(seen).for_each(|(&at, &x)| picture[at] = x);
+        Array3::from_shape_vec((channels, rows, cols), picture).expect("a picture's values")
     }
 
     /// Input of the crop, `[search, (row, column, channel)]`, and pixels `[search, (channel, row, column)]` where there are any.
@@ -111,12 +132,9 @@ impl<'a> Canvas<'a> {
         }
         let pixels = self.to_pixels(parameters);
         let white = self.whitening.whiten(pixels.view());
-        let MapShape { channels, rows, cols } = self.whitening.shape;
-        let mut input =
-            Array2::zeros((white.nrows(), self.crop.rows.len() * self.crop.cols.len() * channels));
+        let mut input = Array2::zeros((white.nrows(), self.places.len()));
         for (mut to, from) in input.outer_iter_mut().zip(white.outer_iter()) {
-            let at = self.places().flat_map(|(y, x)| (0..channels).map(move |c| (c * rows + y) * cols + x));
-            to.iter_mut().zip(at).for_each(|(to, at)| *to = from[at]);
+            to.iter_mut().zip(&self.places).for_each(|(to, &at)| *to = from[at]);
         }
         (input, Some(pixels))
     }
@@ -127,11 +145,9 @@ impl<'a> Canvas<'a> {
         if self.on_input() {
             return input;
         }
-        let MapShape { channels, rows, cols } = self.whitening.shape;
         let mut white = Array2::zeros((input.nrows(), self.whitening.shape.len()));
         for (mut to, from) in white.outer_iter_mut().zip(input.outer_iter()) {
-            let at = self.places().flat_map(|(y, x)| (0..channels).map(move |c| (c * rows + y) * cols + x));
-            from.iter().zip(at).for_each(|(&from, at)| to[at] = from);
+            from.iter().zip(&self.places).for_each(|(&from, &at)| to[at] = from);
         }
         let mut gradient = self.whitening.whiten_transposed(white.view());
         if let Some(pixels) = pixels {
@@ -141,11 +157,11 @@ impl<'a> Canvas<'a> {
     }
 
     fn to_pixels(&self, parameters: Array2<f32>) -> Array2<f32> {
-        let Some((of_rows, of_cols)) = &self.cosines else { return parameters };
+        let Some(Fourier { rows, cols, scales }) = &self.fourier else { return parameters };
         let mut pixels = parameters;
         self.each_plane(&mut pixels, |plane| {
-            let scaled = &*plane * &scales(plane.dim());
-            plane.assign(&of_rows.t().dot(&scaled).dot(of_cols));
+            let scaled = &*plane * scales;
+            plane.assign(&rows.t().dot(&scaled).dot(cols));
         });
         pixels
     }
@@ -153,10 +169,9 @@ impl<'a> Canvas<'a> {
     /// Frequencies of pixels (`inverse`), or the transpose of [`to_pixels`](Self::to_pixels).
     fn to_frequencies(&self, pixels: ArrayView2<f32>, inverse: bool) -> Array2<f32> {
         let mut out = pixels.to_owned();
-        let Some((of_rows, of_cols)) = &self.cosines else { return out };
+        let Some(Fourier { rows, cols, scales }) = &self.fourier else { return out };
         self.each_plane(&mut out, |plane| {
-            let transformed = of_rows.dot(&*plane).dot(&of_cols.t());
-            let scales = scales(plane.dim());
+            let transformed = rows.dot(&*plane).dot(&cols.t());
             plane.assign(&if inverse { transformed / scales } else { transformed * scales });
         });
         out
@@ -169,7 +184,7 @@ impl<'a> Canvas<'a> {
         }
     }
 
-    /// What a search is charged for its pixels, `[channel, row, column]`, and the gradient, which is added to `gradient`.
+    /// What a search is charged for its pixels, `[channel, row, column]`; takes the gradient of that from `gradient`.
     pub fn charge(&self, pixels: &[f32], gradient: &mut [f32]) -> f64 {
         /// Charged for a unit beyond the box, squared.
         const BEYOND: f32 = 10.0;
@@ -188,8 +203,8 @@ impl<'a> Canvas<'a> {
                     let difference = pixels[next] - pixels[at];
                     let size = (difference * difference + SMOOTH * SMOOTH).sqrt();
                     total += f64::from(weight * (size - SMOOTH));
-                    gradient[next] += weight * difference / size;
-                    gradient[at] -= weight * difference / size;
+                    gradient[next] -= weight * difference / size;
+                    gradient[at] += weight * difference / size;
                 }
             }
         }
@@ -198,7 +213,7 @@ impl<'a> Canvas<'a> {
                 let beyond = pixel.abs() - pixel_box;
                 if beyond > 0.0 {
                     total += f64::from(share * BEYOND * beyond * beyond);
-                    *gradient += share * 2.0 * BEYOND * beyond * pixel.signum();
+                    *gradient -= share * 2.0 * BEYOND * beyond * pixel.signum();
                 }
             }
         }
@@ -229,7 +244,7 @@ mod tests {
     use super::*;
     use crate::network::preprocess::Transform;
     use crate::rng;
-    use ndarray::{Array3, Array4};
+    use ndarray::Array4;
     use ndarray_rand::rand_distr::{Distribution, StandardNormal};
 
     fn drawn(shape: (usize, usize), index: u64) -> Array2<f32> {
@@ -249,7 +264,7 @@ mod tests {
         let whitening = whitening();
         let crop = Part { rows: 1..6, cols: 2..9 };
         for parameters in [Parameters::Input, Parameters::Pixels, Parameters::Fourier] {
-            let canvas = Canvas::new(View { parameters, ..View::default() }, &whitening, crop.clone());
+            let canvas = Canvas::new(View { parameters, ..View::default() }, &whitening, &crop);
             let plain = parameters == Parameters::Input;
             let len = if plain { 5 * 7 * 3 } else { 7 * 9 * 3 };
             let (z, g) = (drawn((2, len), 1), drawn((2, 5 * 7 * 3), 2));
@@ -271,7 +286,7 @@ mod tests {
         let picture = Array3::from_shape_simple_fn((1, 8, 6), || StandardNormal.sample(&mut rng));
         for parameters in [Parameters::Input, Parameters::Pixels, Parameters::Fourier] {
             let crop = Part { rows: 2..7, cols: 0..5 };
-            let canvas = Canvas::new(View { parameters, ..View::default() }, &whitening, crop);
+            let canvas = Canvas::new(View { parameters, ..View::default() }, &whitening, &crop);
             let z = Array1::from(canvas.parameters_of(picture.view())).insert_axis(Axis(0));
             let seen = canvas.show(z).0;
             let wanted = picture.slice(ndarray::s![0, 2..7, 0..5]);
@@ -288,7 +303,7 @@ mod tests {
     fn charges_meet_central_differences_and_a_flat_picture_costs_nothing() {
         let whitening = whitening();
         let view = View { parameters: Parameters::Pixels, total_variation: 0.7, pixel_box: 0.8 };
-        let canvas = Canvas::new(view, &whitening, Part { rows: 0..7, cols: 0..9 });
+        let canvas = Canvas::new(view, &whitening, &Part { rows: 0..7, cols: 0..9 });
         let pixels = drawn((1, 189), 4).into_raw_vec_and_offset().0;
         let mut gradient = vec![0.0; 189];
         canvas.charge(&pixels, &mut gradient);
@@ -297,7 +312,8 @@ mod tests {
             let moved: Vec<f32> = pixels.iter().zip(&direction).map(|(p, d)| p + step * d).collect();
             canvas.charge(&moved, &mut [0.0; 189])
         };
-        let analytic: f32 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
+        // The gradient of what is left when the charge is taken off.
+        let analytic: f32 = gradient.iter().zip(&direction).map(|(g, d)| -g * d).sum();
         let difference = (at(1e-3) - at(-1e-3)) / 2e-3;
         assert!(
             (difference - f64::from(analytic)).abs() < 0.02 * difference.abs(),
