@@ -34,7 +34,7 @@ def network(run, torch):
 
     newest = max((run / "checkpoints").iterdir(), key=lambda folder: int("".join(filter(str.isdigit, folder.name)) or 0))
     tensors = {}
-    for file in newest.glob("*.safetensors"):
+    for file in newest.glob("model*.safetensors"):
         tensors |= load_file(file)
     stages = []
     for number, settings in enumerate(tomllib.loads((run / "config.toml").read_text())["stages"], 1):
