@@ -18,7 +18,7 @@ use crate::frames::FrameStore;
 use crate::geometry::MapShape;
 use crate::rng;
 pub use augment::{Augment, Window};
-pub use cache::is_cache_file;
+pub use cache::{is_cache_file, pixels_of, resized};
 pub use split::Split;
 
 /// 8-bit pictures of one size. They lie in a file mapped into memory, so there may be more of them than memory holds.

@@ -5,6 +5,7 @@
 
 mod format;
 mod info;
+pub mod labels;
 mod layout;
 mod merge;
 mod quality;

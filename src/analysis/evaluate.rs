@@ -1,13 +1,16 @@
 //! The detector test: how well does each unit tell pictures that show something from others (paper §4.2)?
 
+use std::ops::Range;
+
 use rand::Rng;
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::Progress;
 use super::detector::{Binned, Half, Ranked, Scores};
 use super::responses::{Probe, Responses, Shown};
+use super::{Progress, quantile};
+use crate::error::Result;
 use crate::geometry::Kind;
 use crate::network::Network;
 use crate::rng;
@@ -34,6 +37,14 @@ pub struct Group {
     pub stage: usize,
     /// Which value.
     pub kind: Kind,
+}
+
+impl Group {
+    /// The group's value of every unit.
+    pub fn probes(self, network: &Network) -> Vec<Probe> {
+        let Group { stage, kind } = self;
+        network.units(stage, kind).into_iter().map(|unit| Probe { stage, kind, unit }).collect()
+    }
 }
 
 /// A unit as a detector.
@@ -114,14 +125,51 @@ pub struct Evaluation {
 const BEST: usize = 10;
 
 /// What is kept of a unit until the best are known.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Tested {
     scores: UnitScores,
     halves: [Half; 2],
-    /// The paper's accuracy with each shuffle of the labels.
-    shuffled: Vec<f64>,
 }
 
-/// Tests every unit of `groups` on the pictures of `sets`, of which `positive` says in order what they show.
+/// What came out for some units, which were tested together.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Part {
+    tested: Vec<Tested>,
+    /// For each group the best accuracy of these units with each shuffle of the labels.
+    shuffled: Vec<Vec<f64>>,
+}
+
+/// Where parts are kept, so that a test that was interrupted goes on.
+pub trait Parts {
+    /// The part of these units, by their numbers, if it was kept.
+    fn get(&mut self, units: &Range<usize>) -> Option<Part>;
+
+    /// Keeps a part.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn put(&mut self, units: Range<usize>, part: &Part) -> Result<()>;
+}
+
+/// Nothing is kept.
+impl Parts for () {
+    fn get(&mut self, _: &Range<usize>) -> Option<Part> {
+        None
+    }
+
+    fn put(&mut self, _: Range<usize>, _: &Part) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Most units of a part: what an interruption may cost.
+const TOGETHER: usize = 8192;
+
+/// Tests every unit of `groups` on the pictures of `sets`, of which `positive` says in order what they show. Parts that were kept are
+/// not tested again.
+///
+/// # Errors
+/// A part cannot be kept.
 ///
 /// # Panics
 /// If there is no positive or no negative picture in either half, or not a label for each picture.
@@ -132,35 +180,34 @@ pub fn evaluate(
     groups: &[Group],
     settings: Settings,
     progress: &Progress,
-) -> Evaluation {
+    parts: &mut dyn Parts,
+) -> Result<Evaluation> {
     let pictures = positive.len();
     let shown = sets.iter().map(|set| set.pictures.len()).sum::<usize>();
     assert_eq!(shown, pictures, "a label for each picture");
-    let probes_of = |&Group { stage, kind }: &Group| {
-        network.units(stage, kind).into_iter().map(move |unit| Probe { stage, kind, unit })
-    };
-    let probes: Vec<Probe> = groups.iter().flat_map(probes_of).collect();
+    let probes: Vec<Probe> = groups.iter().flat_map(|group| group.probes(network)).collect();
     let first = halves(positive, settings.seed);
     let shuffles = shuffles(positive, settings);
 
-    let at_once = (settings.memory / (4 * pictures as u64).max(1)).max(1) as usize;
-    let mut tested: Vec<Tested> = Vec::new();
-    for probes in probes.chunks(at_once) {
-        progress.begin("pictures", pictures);
-        let responses = Responses::new(network, sets, probes, |count| progress.add(count));
-        progress.begin("units", probes.len());
-        let of_unit = |values: &mut Vec<f32>, number: usize| {
-            responses.of(number, values);
-            let ranked = Ranked::new(values, positive);
-            let (scores, halves) = (ranked.scores(), Half::both(&ranked, &first));
-            let binned = Binned::new(&ranked);
-            let shuffled = shuffles.iter().map(|labels| binned.accuracy(labels)).collect();
-            progress.add(1);
-            let held_out = 0.5 * (halves[0].held_out + halves[1].held_out);
-            Tested { scores: UnitScores { probe: probes[number], scores, held_out }, halves, shuffled }
+    let at_once = (settings.memory / (4 * pictures as u64).max(1)).clamp(1, TOGETHER as u64) as usize;
+    let mut all = Part { tested: Vec::new(), shuffled: vec![vec![0.0; shuffles.len()]; groups.len()] };
+    for number in (0..probes.len()).step_by(at_once) {
+        let range = number..probes.len().min(number + at_once);
+        let part = match parts.get(&range) {
+            Some(part) => part,
+            None => {
+                let probes = &probes[range.clone()];
+                let part = test(network, sets, probes, groups, (positive, &first, &shuffles), progress);
+                parts.put(range, &part)?;
+                part
+            }
         };
-        tested.par_extend((0..probes.len()).into_par_iter().map_init(Vec::new, of_unit));
+        all.tested.extend(part.tested);
+        for (best, of_part) in all.shuffled.iter_mut().zip(part.shuffled) {
+            best.iter_mut().zip(of_part).for_each(|(best, new)| *best = best.max(new));
+        }
     }
+    let Part { tested, shuffled } = all;
 
     // The best of each group, read once more for what is too much to keep of all.
     let of_group = |&Group { stage, kind }: &Group| -> Vec<&Tested> {
@@ -179,7 +226,7 @@ pub fn evaluate(
 
     let positives = positive.iter().filter(|positive| **positive).count();
     let commoner = positives.max(pictures - positives) as f64 / pictures as f64;
-    let summary = |(&group, here): (&Group, &Vec<&Tested>)| {
+    let summary = |((&group, here), shuffled): ((&Group, &Vec<&Tested>), &Vec<f64>)| {
         let way = |way: usize| {
             let better = |a: Half, b: Half| if b.chosen.accuracy > a.chosen.accuracy { b } else { a };
             here.iter().map(|tested| tested.halves[way]).reduce(better).expect("a group has units").held_out
@@ -189,22 +236,60 @@ pub fn evaluate(
             units: here.len(),
             best: best.by_ref().take(BEST.min(here.len())).collect(),
             held_out: 0.5 * (way(0) + way(1)),
-            chance: chance(here, commoner),
+            chance: chance(here[0].scores.scores.paper.accuracy, shuffled, commoner),
         }
     };
-    let summaries = groups.iter().zip(&ranked).map(summary).collect();
-    Evaluation {
+    let summaries = groups.iter().zip(&ranked).zip(&shuffled).map(summary).collect();
+    Ok(Evaluation {
         positives,
         negatives: pictures - positives,
         always_no: (pictures - positives) as f64 / pictures as f64,
         settings,
         groups: summaries,
         units: tested.iter().map(|tested| tested.scores).collect(),
-    }
+    })
+}
+
+/// Tests some units.
+fn test(
+    network: &Network,
+    sets: &[Shown],
+    probes: &[Probe],
+    groups: &[Group],
+    (positive, first, shuffles): (&[bool], &[bool], &[Vec<u32>]),
+    progress: &Progress,
+) -> Part {
+    progress.begin("pictures", positive.len());
+    let responses = Responses::new(network, sets, probes, |count| progress.add(count));
+    progress.begin("units", probes.len());
+    let of_unit = |values: &mut Vec<f32>, number: usize| {
+        responses.of(number, values);
+        let ranked = Ranked::new(values, positive);
+        let (scores, halves) = (ranked.scores(), Half::both(&ranked, first));
+        let binned = Binned::new(&ranked);
+        let shuffled: Vec<f64> = shuffles.iter().map(|labels| binned.accuracy(labels)).collect();
+        progress.add(1);
+        let held_out = 0.5 * (halves[0].held_out + halves[1].held_out);
+        (Tested { scores: UnitScores { probe: probes[number], scores, held_out }, halves }, shuffled)
+    };
+    let all: Vec<(Tested, Vec<f64>)> =
+        (0..probes.len()).into_par_iter().map_init(Vec::new, of_unit).collect();
+    let of_group = |group: &Group| {
+        let here = all.iter().filter(|(tested, _)| {
+            let Probe { stage, kind, .. } = tested.scores.probe;
+            *group == Group { stage, kind }
+        });
+        here.fold(vec![0.0; shuffles.len()], |mut best: Vec<f64>, (_, shuffled)| {
+            best.iter_mut().zip(shuffled).for_each(|(best, new)| *best = best.max(*new));
+            best
+        })
+    };
+    let shuffled = groups.iter().map(of_group).collect();
+    Part { tested: all.into_iter().map(|(tested, _)| tested).collect(), shuffled }
 }
 
 /// Which pictures are in the first half: half of the positives and half of the negatives, by chance.
-fn halves(positive: &[bool], seed: u64) -> Vec<bool> {
+pub(super) fn halves(positive: &[bool], seed: u64) -> Vec<bool> {
     let mut first = vec![false; positive.len()];
     for (index, class) in [true, false].into_iter().enumerate() {
         let mut members: Vec<usize> = (0..positive.len()).filter(|&n| positive[n] == class).collect();
@@ -228,29 +313,20 @@ fn shuffles(positive: &[bool], settings: Settings) -> Vec<Vec<u32>> {
     (0..settings.permutations as u64).into_par_iter().map(shuffle).collect()
 }
 
-/// How good the best of some units is over the shuffles; the first is the best with the true labels.
-fn chance(units: &[&Tested], commoner: f64) -> Option<Chance> {
-    let (count, found) = (units[0].shuffled.len(), units[0].scores.scores.paper.accuracy);
-    let best = |shuffle: usize| units.iter().map(|unit| unit.shuffled[shuffle]).fold(0.0, f64::max);
-    let mut best: Vec<f64> = (0..count).map(best).collect();
+/// How good the best of some units is over the shuffles, and how often as good as `found`, with the true labels.
+fn chance(found: f64, shuffled: &[f64], commoner: f64) -> Option<Chance> {
+    let (count, mut best) = (shuffled.len(), shuffled.to_vec());
     best.sort_by(f64::total_cmp);
     (count > 0).then(|| {
         let mean = best.iter().sum::<f64>() / count as f64;
         let as_good = best.iter().filter(|&&best| best >= found).count();
         Chance {
             mean,
-            percentile_95: percentile(&best, 0.95),
+            percentile_95: quantile(&best, 0.95),
             optimism: mean - commoner,
             p_value: (1 + as_good) as f64 / (1 + count) as f64,
         }
     })
-}
-
-/// Of sorted values, between neighbours in proportion.
-fn percentile(sorted: &[f64], share: f64) -> f64 {
-    let at = share * (sorted.len() - 1) as f64;
-    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
-    low + (high - low) * at.fract()
 }
 
 /// Adds intervals and histograms.
@@ -305,7 +381,7 @@ fn with_intervals(
     let interval = |unit: usize, which: usize| {
         let mut values: Vec<f64> = drawn.iter().map(|units| units[unit][which]).collect();
         values.sort_by(f64::total_cmp);
-        (!values.is_empty()).then(|| [0.025, 0.975].map(|share| percentile(&values, share)))
+        (!values.is_empty()).then(|| [0.025, 0.975].map(|share| quantile(&values, share)))
     };
     let best = |(number, (unit, ranked)): (usize, (&UnitScores, &Ranked))| BestUnit {
         unit: *unit,
@@ -323,6 +399,21 @@ mod tests {
     use crate::dataset::Dataset;
     use crate::network::Weights;
     use crate::network::preprocess::{Inputs, Transform, Whitening};
+    use std::collections::HashMap;
+
+    /// Parts as files have them.
+    struct Kept(HashMap<Range<usize>, String>);
+
+    impl Parts for Kept {
+        fn get(&mut self, units: &Range<usize>) -> Option<Part> {
+            self.0.get(units).map(|text| serde_json::from_str(text).unwrap())
+        }
+
+        fn put(&mut self, units: Range<usize>, part: &Part) -> Result<()> {
+            assert!(self.0.insert(units, serde_json::to_string(part).unwrap()).is_none());
+            Ok(())
+        }
+    }
 
     /// Pictures of noise, half of them with a bright left half; the first filter of the network sums that half.
     #[test]
@@ -354,7 +445,18 @@ mod tests {
         let run = |memory, threads| {
             let settings = Settings { permutations: 50, bootstraps: 60, seed: 5, memory };
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| evaluate(&network, &sets, &labels, &groups, settings, &Progress::none()))
+            let mut parts = Kept(HashMap::new());
+            let evaluate = |parts: &mut Kept| {
+                evaluate(&network, &sets, &labels, &groups, settings, &Progress::none(), parts).unwrap()
+            };
+            pool.install(|| {
+                let found = evaluate(&mut parts);
+                // Interrupted after the first part, it goes on to the same.
+                parts.0.retain(|units, _| units.start == 0);
+                let again = evaluate(&mut parts);
+                assert_eq!(serde_json::to_string(&again).unwrap(), serde_json::to_string(&found).unwrap());
+                found
+            })
         };
         let found = run(1 << 30, 1);
         let json = |evaluation: &Evaluation| serde_json::to_string(evaluation).unwrap();

@@ -1,13 +1,24 @@
-//! What does each unit prefer, and what does it detect? Optimised pictures, the frames that drive it most, and how well it tells
-//! some pictures from others.
+//! What does each unit prefer, what does it detect, and what does it not mind? Optimised pictures, the frames that drive it most, how
+//! well it tells some pictures from others, its tuning to gratings and bars, and what changes of a picture it is invariant to.
 
+pub mod controls;
 pub mod detector;
 pub mod evaluate;
+pub mod invariance;
 pub mod responses;
+pub mod screen;
 pub mod stimulus;
 pub mod top;
+pub mod tuning;
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::geometry::{Kind, MapShape};
+use crate::network::{Network, Unit};
 
 /// Told of a new part: its name and how much there is to do.
 pub type OnBegin = Box<dyn Fn(&str, usize) + Sync>;
@@ -45,4 +56,61 @@ pub fn stages(asked: &[usize], count: usize) -> Result<Vec<usize>> {
         return Err(Error::Setting { key, got, want });
     }
     Ok((0..count).filter(|stage| asked.is_empty() || asked.contains(&(stage + 1))).collect())
+}
+
+/// A unit by name: `stage:map:row:col`, the stage from 1, all else from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitName {
+    /// Its stage, from 1.
+    pub stage: usize,
+    /// Its place.
+    pub unit: Unit,
+}
+
+impl FromStr for UnitName {
+    type Err = String;
+    fn from_str(text: &str) -> Result<UnitName, String> {
+        let numbers: Option<Vec<usize>> = text.split(':').map(|part| part.parse().ok()).collect();
+        match numbers.as_deref() {
+            Some(&[stage, map, row, col]) => Ok(UnitName { stage, unit: Unit { map, row, col } }),
+            _ => Err("expected stage:map:row:col, such as 3:17:0:2".into()),
+        }
+    }
+}
+
+impl fmt::Display for UnitName {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let UnitName { stage, unit: Unit { map, row, col } } = self;
+        write!(f, "{stage}:{map}:{row}:{col}")
+    }
+}
+
+impl UnitName {
+    /// Refuses a unit that the network does not have.
+    ///
+    /// # Errors
+    /// Names it, and what there is.
+    pub fn check(&self, network: &Network, kind: Kind) -> Result<()> {
+        let UnitName { stage, unit: Unit { map, row, col } } = *self;
+        let refuse =
+            |want: String| Err(Error::Setting { key: "--units".into(), got: self.to_string(), want });
+        let count = network.stages.len();
+        if !(1..=count).contains(&stage) {
+            return refuse(format!("a stage from 1 to {count}"));
+        }
+        let MapShape { channels, rows, cols } = network.shape(stage - 1, kind);
+        if map >= channels || row >= rows || col >= cols {
+            return refuse(format!(
+                "of stage {stage} a map below {channels}, a row below {rows} and a column below {cols}"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The value below which a share of sorted ones lies, between neighbours in proportion.
+pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let at = share * (sorted.len() - 1) as f64;
+    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    low + (high - low) * at.fract()
 }

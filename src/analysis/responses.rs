@@ -3,8 +3,10 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::UnitName;
+use crate::dataset::{Dataset, available_memory};
 use crate::geometry::Kind;
-use crate::network::preprocess::Inputs;
+use crate::network::preprocess::{Inputs, Whitening};
 use crate::network::{Network, Unit};
 
 /// Pictures that go through the network together.
@@ -20,6 +22,13 @@ pub struct Probe {
     pub kind: Kind,
     /// Of which unit.
     pub unit: Unit,
+}
+
+impl Probe {
+    /// The unit's name.
+    pub fn name(&self) -> UnitName {
+        UnitName { stage: self.stage + 1, unit: self.unit }
+    }
 }
 
 /// How files number stages.
@@ -44,6 +53,33 @@ pub struct Shown<'a> {
     pub pictures: &'a [usize],
 }
 
+/// Sets of pictures of which some are chosen, and which of those show the thing that is looked for.
+pub struct Labelled {
+    /// Each set, and the numbers of the pictures chosen from it.
+    pub sets: Vec<(Dataset, Vec<usize>)>,
+    /// For the chosen pictures of all sets, one after another.
+    pub positive: Vec<bool>,
+}
+
+impl Labelled {
+    /// The sets, preprocessed as a network takes them; at once where a quarter of the free memory holds them all.
+    pub fn inputs<'a>(&'a self, whitening: &'a Whitening) -> Vec<Inputs<'a>> {
+        let budget = (available_memory() / 4) as usize / self.sets.len().max(1);
+        self.sets.iter().map(|(dataset, _)| Inputs::new(dataset, whitening, budget)).collect()
+    }
+
+    /// The chosen ones of them.
+    pub fn shown<'a>(&'a self, inputs: &'a [Inputs<'a>]) -> Vec<Shown<'a>> {
+        let sets = inputs.iter().zip(&self.sets);
+        sets.map(|(inputs, (_, pictures))| Shown { inputs, pictures }).collect()
+    }
+
+    /// How many show the thing.
+    pub fn positives(&self) -> usize {
+        self.positive.iter().filter(|positive| **positive).count()
+    }
+}
+
 /// What some probes gave for some pictures.
 pub struct Responses {
     /// `[batch][probe, picture of the batch]`.
@@ -61,20 +97,45 @@ impl Responses {
         progress: impl Fn(usize) + Sync,
     ) -> Responses {
         let last = probes.iter().map(|probe| probe.stage).max().unwrap_or(0);
+        Self::of_batches(
+            sets,
+            || network.workspace(BATCH),
+            |work, inputs, pictures| {
+                inputs.load(pictures, work);
+                network.forward(work, last);
+                progress(pictures.len());
+                let of = |probe: &Probe| work.unit_values(network, probe.stage, probe.kind, probe.unit);
+                probes.iter().flat_map(of).copied().collect()
+            },
+        )
+    }
+
+    /// The same of whatever gives values `[probe, picture]` for preprocessed pictures, one a row.
+    pub fn of_vectors(
+        sets: &[Shown],
+        values: impl Fn(&[f32]) -> Vec<f32> + Sync,
+        progress: impl Fn(usize) + Sync,
+    ) -> Responses {
+        Self::of_batches(sets, Vec::new, |rows, inputs, pictures| {
+            rows.clear();
+            pictures.iter().for_each(|&picture| rows.extend(inputs.picture(picture)));
+            progress(pictures.len());
+            values(rows)
+        })
+    }
+
+    fn of_batches<W>(
+        sets: &[Shown],
+        begin: impl Fn() -> W + Sync + Send,
+        read: impl Fn(&mut W, &Inputs, &[usize]) -> Vec<f32> + Sync,
+    ) -> Responses {
         let batches: Vec<(&Inputs, &[usize])> = sets
             .iter()
             .flat_map(|set| set.pictures.chunks(BATCH).map(|pictures| (set.inputs, pictures)))
             .collect();
-        let read = |work: &mut _, (inputs, pictures): &(&Inputs, &[usize])| {
-            inputs.load(pictures, work);
-            network.forward(work, last);
-            progress(pictures.len());
-            let of = |probe: &Probe| work.unit_values(network, probe.stage, probe.kind, probe.unit);
-            probes.iter().flat_map(of).copied().collect()
-        };
         let lens = batches.iter().map(|(_, pictures)| pictures.len()).collect();
-        let batches = batches.par_iter().map_init(|| network.workspace(BATCH), read).collect();
-        Responses { batches, lens }
+        let one = |work: &mut W, &(inputs, pictures): &(&Inputs, &[usize])| read(work, inputs, pictures);
+        Responses { batches: batches.par_iter().map_init(begin, one).collect(), lens }
     }
 
     /// A probe's value for each picture, in order, into `values`.

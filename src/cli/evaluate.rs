@@ -1,28 +1,28 @@
 //! `striate evaluate`: which units of a run tell faces, or anything else, from what is none?
 
+use std::collections::HashMap;
 use std::fmt;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use anyhow::bail;
-use rand::seq::SliceRandom;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use striate::analysis;
 use striate::analysis::detector::Scores;
-use striate::analysis::evaluate::{BestUnit, Evaluation, Group, Settings, UnitScores, evaluate};
+use striate::analysis::evaluate::{BestUnit, Evaluation, Group, Part, Parts, Settings, UnitScores, evaluate};
 use striate::analysis::responses::{Probe, Responses, Shown};
-use striate::dataset::{Dataset, available_memory};
+use striate::dataset::available_memory;
 use striate::error::Error;
 use striate::files;
-use striate::frames::FrameStore;
 use striate::geometry::Kind;
 use striate::network::checkpoint::{self, Checkpoint};
-use striate::network::preprocess::Inputs;
 use striate::report::figure;
-use striate::rng;
 
 use super::Global;
+use super::labelled::LabelledArgs;
 
 /// Test every unit as a detector: how well does "value > threshold" tell positive pictures from negative ones?
 #[derive(clap::Args)]
@@ -31,6 +31,7 @@ Examples:
   striate evaluate outputs/run --positives faces.tar --negatives distractors.tar --concept faces
   striate evaluate outputs/run --positives 'faces.tar::faces/film_colour/*' --negatives 'distractors.tar::*cifar10_*' \\
     --negatives 'cats.tar::cats/cifar10/*' --share 0.352
+  striate evaluate outputs/run --labels videos/labels.jsonl --pictures outputs/frames --concept face
 
 Pictures are cut, resized, greyed and preprocessed as the run's frames were. For each unit: the paper's rule (the best of 20 equally
 spaced thresholds from the least value to the greatest), also with its sign turned; the best of all thresholds; the area under
@@ -40,25 +41,14 @@ be if labels were shuffled. Writes RUN/evaluate/NAME.json and a histogram of the
 pub struct EvaluateArgs {
     /// Run folder of `striate train`.
     run: PathBuf,
-    /// Pictures that show the thing: a folder, tar or frame set, or PATH::PATTERN for those of it whose key matches. May be repeated.
-    #[arg(long, required = true, value_name = "PATH[::PATTERN]")]
-    positives: Vec<Source>,
-    /// Pictures that do not show it. May be repeated.
-    #[arg(long, required = true, value_name = "PATH[::PATTERN]")]
-    negatives: Vec<Source>,
-    /// What the thing is called: the name of the result.
-    #[arg(long, default_value = "concept", value_parser = name)]
-    concept: String,
+    #[command(flatten)]
+    labelled: LabelledArgs,
     /// Only this stage, from 1. May be repeated.
     #[arg(long = "stage", value_name = "N")]
     stages: Vec<usize>,
     /// Value of a unit: filtered (a), pooled (h) or normalised (y). May be repeated [default: y, and h of the top stage].
     #[arg(long = "kind", value_enum)]
     kinds: Vec<Kind>,
-    /// Share of positives: pictures of the other class are left out, by chance, until it is met; the paper's is 0.352. Default: as
-    /// given.
-    #[arg(long, value_parser = share)]
-    share: Option<f64>,
     /// Times that labels are shuffled, to see how good the best unit is by chance; 0 for not at all.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     permutations: u32,
@@ -68,78 +58,9 @@ pub struct EvaluateArgs {
     /// Also write the values of all units and the labels as safetensors: `values` [unit, picture], `labels` [picture].
     #[arg(long, value_name = "FILE")]
     values: Option<PathBuf>,
-    /// Most memory for values, in MB; with less, units are read in several passes [default: a quarter of what is free].
-    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..))]
-    memory: Option<u64>,
     /// Threads. Default: one per core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-}
-
-/// Pictures on the command line.
-#[derive(Debug, Clone)]
-struct Source {
-    path: PathBuf,
-    pattern: Option<glob::Pattern>,
-}
-
-impl FromStr for Source {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Source, String> {
-        let Some((path, pattern)) = text.split_once("::") else {
-            return Ok(Source { path: text.into(), pattern: None });
-        };
-        let pattern = glob::Pattern::new(pattern).map_err(|e| format!("`{pattern}` is no pattern: {e}"))?;
-        Ok(Source { path: path.into(), pattern: Some(pattern) })
-    }
-}
-
-fn name(text: &str) -> Result<String, String> {
-    let good = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
-    match !text.is_empty() && text.chars().all(good) {
-        true => Ok(text.into()),
-        false => Err("expected letters, digits, - and _: it becomes the name of a file".into()),
-    }
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(share) if share > 0.0 && share < 1.0 => Ok(share),
-        _ => Err("expected a share between 0 and 1, such as 0.352".into()),
-    }
-}
-
-/// The pictures of a source, decoded, and which of them are meant.
-struct Set {
-    dataset: Dataset,
-    chosen: Vec<usize>,
-}
-
-fn load(source: &Source, run: &Path, checkpoint: &Checkpoint, global: &Global) -> anyhow::Result<Set> {
-    let mut store = FrameStore::open(&source.path)?;
-    if let Some(pattern) = &source.pattern {
-        store = store.matching(&source.path, pattern)?;
-    }
-    let dataset = global.pictures(&store, run, &checkpoint.config)?;
-    Ok(Set { chosen: (0..dataset.len()).collect(), dataset })
-}
-
-/// Leaves out pictures, by chance, so that `share` of all are positive.
-fn meet_share(sets: &mut [Set], positives: usize, share: f64, seed: u64) {
-    let count = |sets: &[Set]| sets.iter().map(|set| set.chosen.len()).sum::<usize>() as f64;
-    let (positive, negative) = sets.split_at_mut(positives);
-    let (have, others) = (count(positive), count(negative));
-    let odds = share / (1.0 - share);
-    let (sets, keep) = if have > others * odds { (positive, others * odds) } else { (negative, have / odds) };
-    let all = sets.iter().enumerate();
-    let mut places: Vec<(usize, usize)> =
-        all.flat_map(|(number, set)| set.chosen.iter().map(move |&picture| (number, picture))).collect();
-    places.shuffle(&mut rng::stream(seed, "share", 0));
-    places.truncate(keep.round() as usize);
-    places.sort_unstable();
-    for (number, set) in sets.iter_mut().enumerate() {
-        set.chosen = places.iter().filter(|place| place.0 == number).map(|place| place.1).collect();
-    }
 }
 
 pub fn run(args: EvaluateArgs, global: Global) -> anyhow::Result<()> {
@@ -147,57 +68,86 @@ pub fn run(args: EvaluateArgs, global: Global) -> anyhow::Result<()> {
     let checkpoint = checkpoint::load_latest(&args.run, false)?;
     let network = &checkpoint.network;
     let groups = groups(&args, network.stages.len())?;
-    let mut sets = Vec::new();
-    for source in args.positives.iter().chain(&args.negatives) {
-        sets.push(load(source, &args.run, &checkpoint, &global)?);
-    }
-    let of_positives = args.positives.len();
-    if let Some(share) = args.share {
-        meet_share(&mut sets, of_positives, share, global.seed);
-    }
-    let labels: Vec<bool> = (0..)
-        .zip(&sets)
-        .flat_map(|(number, set)| set.chosen.iter().map(move |_| number < of_positives))
-        .collect();
-    let positives = labels.iter().filter(|label| **label).count();
-    for (what, count) in [("--positives", positives), ("--negatives", labels.len() - positives)] {
-        if count < 2 {
-            bail!("{what}: {count} pictures, at least 2 are needed, one for each half");
-        }
-    }
-
-    let budget = (available_memory() / 4) as usize / sets.len();
-    let inputs: Vec<Inputs> =
-        sets.iter().map(|set| Inputs::new(&set.dataset, &checkpoint.whitening, budget)).collect();
-    let shown: Vec<Shown> =
-        inputs.iter().zip(&sets).map(|(inputs, set)| Shown { inputs, pictures: &set.chosen }).collect();
+    let labelled = args.labelled.load(&args.run, &checkpoint, &global)?;
+    let inputs = labelled.inputs(&checkpoint.whitening);
+    let (shown, labels) = (labelled.shown(&inputs), &labelled.positive);
     let settings = Settings {
         permutations: args.permutations as usize,
         bootstraps: args.bootstraps as usize,
         seed: global.seed,
-        memory: args.memory.map_or(available_memory() / 4, |mb| mb * 1_000_000),
-    };
-    let (bar, progress) = global.parts("evaluate");
-    let evaluation = evaluate(network, &shown, &labels, &groups, settings, &progress);
-    bar.finish();
-    if let Some(path) = &args.values {
-        write_values(path, &evaluation, &checkpoint, &shown, &labels)?;
-    }
-    let of = |sources: &[Source]| sources.iter().map(Source::to_string).collect();
-    let result = Evaluated {
-        concept: args.concept.clone(),
-        checkpoint: checkpoint::latest_of(&args.run)?,
-        positive_sets: of(&args.positives),
-        negative_sets: of(&args.negatives),
-        share_asked: args.share,
-        evaluation,
+        memory: args.labelled.memory.map_or(available_memory() / 4, |mb| mb * 1_000_000),
     };
     let folder = args.run.join("evaluate");
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
-    files::replace(&folder.join(format!("{}.svg", args.concept)), histogram(&args.concept, result.best()))?;
+    let [positive_sets, negative_sets] = args.labelled.sources();
+    let made = json!({
+        "checkpoint": checkpoint::identity(&checkpoint::latest_of(&args.run)?)?, "settings": settings, "groups": groups,
+        "positive_sets": positive_sets, "negative_sets": negative_sets, "share_asked": args.labelled.share,
+        "positives": labelled.positives(), "pictures": labels.len(),
+    });
+    let mut parts = PartFile::open(folder.join(format!("{}.parts.jsonl", args.labelled.concept)), &made)?;
+    if !parts.kept.is_empty() && !global.quiet {
+        say!("note: goes on after {} parts that were tested before", parts.kept.len());
+    }
+    let (bar, progress) = global.parts("evaluate");
+    let evaluation = evaluate(network, &shown, labels, &groups, settings, &progress, &mut parts)?;
+    bar.finish();
+    if let Some(path) = &args.values {
+        write_values(path, &evaluation, &checkpoint, &shown, labels)?;
+    }
+    let concept = &args.labelled.concept;
+    let result = Evaluated {
+        concept: concept.clone(),
+        checkpoint: checkpoint::latest_of(&args.run)?,
+        positive_sets,
+        negative_sets,
+        share_asked: args.labelled.share,
+        evaluation,
+    };
+    files::replace(&folder.join(format!("{}.svg", concept)), histogram(concept, result.best()))?;
     let json = serde_json::to_vec(&result).expect("plain data");
-    files::replace(&folder.join(format!("{}.json", args.concept)), json)?;
+    files::replace(&folder.join(format!("{}.json", concept)), json)?;
+    parts.remove();
     global.print(&Shortened { result, folder })
+}
+
+/// `NAME.parts.jsonl`: what was tested from what, and the parts that are done, a line each.
+struct PartFile {
+    path: PathBuf,
+    kept: HashMap<Range<usize>, Part>,
+}
+
+impl PartFile {
+    /// Takes over the parts of an earlier call that was made from the same; else begins the file anew.
+    fn open(path: PathBuf, made: &Value) -> anyhow::Result<PartFile> {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let mut lines = text.lines();
+        let is_same = lines.next().and_then(|line| serde_json::from_str(line).ok()).as_ref() == Some(made);
+        // A line that was being written when it was interrupted is none.
+        let kept: HashMap<_, _> =
+            lines.filter(|_| is_same).map_while(|line| serde_json::from_str(line).ok()).collect();
+        let mut lines = vec![made.to_string()];
+        lines.extend(kept.iter().map(|part| serde_json::to_string(&part).expect("plain data")));
+        files::replace(&path, lines.join("\n") + "\n")?;
+        Ok(PartFile { path, kept })
+    }
+
+    /// Removes it when its parts are in the result.
+    fn remove(&self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Parts for PartFile {
+    fn get(&mut self, units: &Range<usize>) -> Option<Part> {
+        self.kept.remove(units)
+    }
+
+    fn put(&mut self, units: Range<usize>, part: &Part) -> striate::Result<()> {
+        let line = serde_json::to_string(&(units, part)).expect("plain data") + "\n";
+        let append = || OpenOptions::new().append(true).open(&self.path)?.write_all(line.as_bytes());
+        append().map_err(Error::io(&self.path, "write"))
+    }
 }
 
 /// The kinds of values asked for, of each stage.
@@ -244,13 +194,6 @@ fn write_values(
     Ok(files::replace(path, file)?)
 }
 
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}", self.path.display())?;
-        self.pattern.as_ref().map_or(Ok(()), |pattern| write!(f, "::{pattern}"))
-    }
-}
-
 /// `RUN/evaluate/NAME.json`.
 #[derive(Serialize)]
 struct Evaluated {
@@ -286,16 +229,11 @@ impl Serialize for Shortened {
     }
 }
 
-fn label(unit: &UnitScores) -> String {
-    let Probe { stage, unit, .. } = &unit.probe;
-    format!("{}:{}:{}:{}", stage + 1, unit.map, unit.row, unit.col)
-}
-
 fn histogram(concept: &str, best: &BestUnit) -> String {
     let Scores { min, max, paper, .. } = best.unit.scores;
     let title = format!(
         "{concept}: unit {} ({}), {:.1} % right above {:.3}",
-        label(&best.unit),
+        best.unit.probe.name(),
         best.unit.probe.kind,
         100.0 * paper.accuracy,
         paper.threshold
@@ -333,7 +271,7 @@ impl fmt::Display for Shortened {
                 best.group.stage + 1,
                 best.group.kind,
                 best.units,
-                label(&unit.unit),
+                unit.unit.probe.name().to_string(),
                 100.0 * scores.paper.accuracy,
                 100.0 * held_out,
                 scores.auc,

@@ -11,14 +11,18 @@ macro_rules! say {
 }
 
 mod bench;
+mod controls;
 mod evaluate;
 mod frames;
 mod info;
+mod invariance;
+mod labelled;
 mod report;
 mod sample;
 mod sweep;
 mod synth;
 mod train;
+mod tuning;
 mod verify;
 mod visualize;
 mod watch;
@@ -26,7 +30,7 @@ mod worker;
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -39,6 +43,8 @@ use striate::analysis::Progress;
 use striate::dataset::Dataset;
 use striate::error::Error;
 use striate::frames::FrameStore;
+use striate::network::checkpoint;
+use striate::training::State;
 
 /// Teaches itself to see from unlabelled video, and shows what it learned.
 #[derive(Parser)]
@@ -56,6 +62,7 @@ Example, from videos to pictures of what the units prefer:
   striate train configs/small.toml --frames outputs/frames --out outputs/run
   striate visualize outputs/run --frames outputs/frames
   striate evaluate outputs/run --positives faces/ --negatives others/
+  striate controls outputs/run --positives faces/ --negatives others/
   striate report outputs/run
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or config, 3 bad inputs under --strict, 130 or 143 interrupted.";
@@ -84,6 +91,9 @@ enum Command {
     Sweep(Box<sweep::SweepArgs>),
     Visualize(Box<visualize::VisualizeArgs>),
     Evaluate(Box<evaluate::EvaluateArgs>),
+    Controls(Box<controls::ControlsArgs>),
+    Tuning(tuning::TuningArgs),
+    Invariance(Box<invariance::InvarianceArgs>),
     Report(report::ReportArgs),
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
@@ -118,6 +128,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Sweep(args) => return sweep::run(*args, global),
         Command::Visualize(args) => visualize::run(*args, global)?,
         Command::Evaluate(args) => evaluate::run(*args, global)?,
+        Command::Controls(args) => return controls::run(*args, global),
+        Command::Tuning(args) => tuning::run(args, global)?,
+        Command::Invariance(args) => invariance::run(*args, global)?,
         Command::Report(args) => report::run(args, global)?,
         Command::Verify(args) => verify::run(args, global)?,
         Command::Bench(args) => bench::run(args, global)?,
@@ -125,6 +138,20 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Worker(args) => return worker::run(args),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where the frames are: as named, or those that the run was trained on.
+fn frames_of(run: &Path, named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    if let Some(path) = named {
+        return Ok(path);
+    }
+    let path = checkpoint::read_state::<State>(&checkpoint::latest_of(run)?)?.frames.path;
+    if !path.exists() {
+        return Err(
+            Error::bad_file(path, "the run's frames are no longer there; name others with --frames").into()
+        );
+    }
+    Ok(path)
 }
 
 impl Global {

@@ -6,12 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use striate::analysis::stimulus::{Method, Parameters, Sign, View};
-use striate::error::Error;
 use striate::frames::FrameStore;
 use striate::geometry::Kind;
 use striate::network::checkpoint;
 use striate::report::gallery::{Choice, Gallery, Norm, visualize};
-use striate::training::State;
 
 use super::Global;
 
@@ -25,7 +23,7 @@ Examples:
   striate visualize outputs/run --stage 3 --negative --optima 4
   striate visualize outputs/run --norm natural --parameters fourier --total-variation 0.3
 
-Writes RUN/visualize: filters-encoder.png, a sheet stageN.png with a row for each unit (stimuli, then top frames),
+Writes RUN/visualize: filters-encoder.png, a sheet stageN.png with a row for each unit, up to 512 (stimuli, then top frames),
 a folder of pictures for each stage, and units.json. What an earlier call wrote
 there is replaced. Pictures made with --parameters, --total-variation or --pixel-box are easier to look at but not what the
 unit prefers most: their metadata and captions say so.")]
@@ -85,7 +83,7 @@ pub struct VisualizeArgs {
     threads: Option<u16>,
 }
 
-fn unit_count(text: &str) -> Result<usize, String> {
+pub(super) fn unit_count(text: &str) -> Result<usize, String> {
     match text.parse() {
         _ if text == "all" => Ok(0),
         Ok(count) if count > 0 => Ok(count),
@@ -124,18 +122,7 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
         seed: global.seed,
     };
     choice.check(checkpoint.network.stages.len())?;
-    let frames = match args.frames {
-        Some(path) => path,
-        None => {
-            let folder = checkpoint::latest(&args.run).expect("its checkpoint was just read");
-            let path = checkpoint::read_state::<State>(&folder)?.frames.path;
-            if !path.exists() {
-                let problem = "the run's frames are no longer there; name others with --frames";
-                return Err(Error::bad_file(path, problem).into());
-            }
-            path
-        }
-    };
+    let frames = super::frames_of(&args.run, args.frames)?;
     let dataset = global.pictures(&FrameStore::open(&frames)?, &args.run, &checkpoint.config)?;
     let (bar, progress) = global.parts("visualize");
     let out = args.run.join("visualize");

@@ -268,6 +268,37 @@ fn decode(
     Ok(hashes)
 }
 
+/// A picture's 8-bit pixels, `[channel, row, column]`: cropped in the middle and resized to `shape`, greyed where that has one channel.
+pub fn pixels_of(picture: &image::DynamicImage, shape: MapShape) -> Vec<u8> {
+    let colour = if shape.channels == 1 { Colour::Grey } else { Colour::Rgb };
+    let fitted = cut_middle(picture, shape.cols as u32, shape.rows as u32, colour);
+    match shape.channels {
+        1 => fitted.to_luma8().into_raw(),
+        _ => {
+            let interleaved = fitted.to_rgb8().into_raw();
+            (0..3).flat_map(|c| interleaved.iter().skip(c).step_by(3).copied()).collect()
+        }
+    }
+}
+
+/// 8-bit pixels `[channel, row, column]` of one shape at another.
+pub fn resized(pixels: &[u8], from: MapShape, to: MapShape) -> Vec<u8> {
+    if from == to {
+        return pixels.to_vec();
+    }
+    let MapShape { channels, rows, cols } = from;
+    let (width, height) = (cols as u32, rows as u32);
+    let picture = match channels {
+        1 => image::GrayImage::from_raw(width, height, pixels.to_vec()).map(image::DynamicImage::from),
+        _ => {
+            let interleaved =
+                (0..rows * cols).flat_map(|at| (0..3).map(move |c| pixels[c * rows * cols + at]));
+            image::RgbImage::from_raw(width, height, interleaved.collect()).map(image::DynamicImage::from)
+        }
+    };
+    pixels_of(&picture.expect("as many pixels as the shape has"), to)
+}
+
 /// A picture at the size of the dataset.
 struct Picture {
     pixels: Vec<u8>,
@@ -281,15 +312,7 @@ impl Picture {
     fn fit(picture: &image::DynamicImage, shape: MapShape) -> Picture {
         let resized = (picture.width() as usize, picture.height() as usize) != (shape.cols, shape.rows);
         let greyed = shape.channels == 1 && picture.color().has_color();
-        let colour = if shape.channels == 1 { Colour::Grey } else { Colour::Rgb };
-        let fitted = cut_middle(picture, shape.cols as u32, shape.rows as u32, colour);
-        let pixels = match shape.channels {
-            1 => fitted.to_luma8().into_raw(),
-            _ => {
-                let interleaved = fitted.to_rgb8().into_raw();
-                (0..3).flat_map(|c| interleaved.iter().skip(c).step_by(3).copied()).collect()
-            }
-        };
+        let pixels = pixels_of(picture, shape);
         Picture { hash: rng::stable_hash(&pixels), pixels, resized, greyed }
     }
 }

@@ -1,6 +1,6 @@
 //! Finds pictures at random in frame sets, in other people's tar shards and in folders of pictures.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::BufReader;
 use std::os::unix::fs::FileExt;
@@ -263,11 +263,41 @@ impl FrameStore {
     ///
     /// # Errors
     /// There are none; it names `path`, the pattern, and one key that there is.
-    pub fn matching(mut self, path: &Path, pattern: &glob::Pattern) -> Result<FrameStore> {
-        let (count, some) = (self.len(), self.key(0).to_owned());
-        self.entries.retain(|entry| pattern.matches(stem(&entry.member)));
+    pub fn matching(self, path: &Path, pattern: &glob::Pattern) -> Result<FrameStore> {
+        let (count, some) = (self.len(), self.key(0));
         let problem = format!("none of the {count} pictures has a key like `{pattern}`; one key is `{some}`");
-        self.unless_empty(path, &problem)
+        let matching: Vec<bool> = (0..count).map(|index| pattern.matches(self.key(index))).collect();
+        self.only(path, |index| matching[index], &problem)
+    }
+
+    /// Leaves only the pictures of which `keep` is true, given their numbers.
+    ///
+    /// # Errors
+    /// There are none; `path` has this problem then.
+    pub fn only(mut self, path: &Path, keep: impl Fn(usize) -> bool, problem: &str) -> Result<FrameStore> {
+        let mut index = 0;
+        self.entries.retain(|_| {
+            index += 1;
+            keep(index - 1)
+        });
+        self.unless_empty(path, problem)
+    }
+
+    /// Leaves out the pictures with these keys.
+    ///
+    /// # Errors
+    /// There are none of them, or none but them; it names `path` and one key of either.
+    pub fn without(self, path: &Path, keys: &HashSet<String>) -> Result<FrameStore> {
+        let (count, some) = (self.len(), self.key(0).to_owned());
+        let left: Vec<bool> = (0..count).map(|index| !keys.contains(self.key(index))).collect();
+        if left.iter().all(|left| *left) {
+            let named = keys.iter().min().map_or("nothing".into(), |key| format!("`{key}`"));
+            let problem = format!(
+                "none of the {count} pictures is named to be left out: their keys are like `{some}`, named is {named}"
+            );
+            return Err(Error::bad_file(path, problem));
+        }
+        self.only(path, |index| left[index], &format!("all of the {count} pictures are named to be left out"))
     }
 
     /// What was wrong with the files on opening, a line each.

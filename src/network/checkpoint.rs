@@ -31,6 +31,7 @@ use super::weights::{Blocks, Weights};
 use crate::config::{Precision, RunConfig};
 use crate::error::{Error, Result};
 use crate::geometry::StageShape;
+use crate::rng;
 pub use check::{Check, check};
 
 /// Changes when files of older versions can no longer be read as they are.
@@ -402,6 +403,17 @@ pub fn read_config(folder: &Path) -> Result<RunConfig> {
     let files = read::Files::open(folder, "model")?;
     let config = files.parsed()?[0].header.config.clone().checked();
     config.map_err(|e| Error::bad_file(folder, format!("not a whole checkpoint: {e}")))
+}
+
+/// What tells the checkpoint in `folder` from every other: its name, and a number made of the hashes of its files.
+///
+/// # Errors
+/// It has no hashes.
+pub fn identity(folder: &Path) -> Result<String> {
+    let path = folder.join(SUMS);
+    let sums = fs::read(&path).map_err(Error::io(&path, "read"))?;
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    Ok(format!("{name} {:016x}", rng::stable_hash(&sums)))
 }
 
 /// Removes a checkpoint: what is left when this is interrupted is none.

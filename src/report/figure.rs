@@ -1,10 +1,15 @@
 //! Numbers for the eye, and curves.
 
+mod panel;
+
+use std::ops::Range;
+
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::ValueFormatter;
 use plotters::prelude::*;
 
 use crate::bench;
+pub use panel::{Panel, Series, panels};
 
 /// `1216858464` as `1,216,858,464`.
 pub fn grouped(number: u64) -> String {
@@ -44,8 +49,14 @@ pub fn label(number: &f64) -> String {
 }
 
 /// Of curves and bars, legible on light and dark.
-const COLOURS: [RGBColor; 4] =
-    [RGBColor(66, 133, 190), RGBColor(214, 110, 42), RGBColor(70, 155, 92), RGBColor(165, 92, 178)];
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(66, 133, 190),
+    RGBColor(214, 110, 42),
+    RGBColor(70, 155, 92),
+    RGBColor(165, 92, 178),
+    RGBColor(178, 150, 40),
+    RGBColor(100, 100, 100),
+];
 
 /// Of words and axes, the same.
 const TEXT: RGBColor = RGBColor(128, 128, 128);
@@ -63,6 +74,14 @@ fn drawn(size: (u32, u32), draw: impl FnOnce(&Area) -> Drawing) -> String {
         draw(&root).and_then(present).expect("drawing into a string cannot fail");
     }
     svg
+}
+
+/// From the least to the greatest of those that are finite, and a little more on both sides.
+fn range(values: impl IntoIterator<Item = f64>) -> Range<f64> {
+    let finite = values.into_iter().filter(|value| value.is_finite());
+    let (low, high) = finite.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
+    let margin = 0.05 * (high - low).max(1e-9 + 1e-3 * high.abs());
+    if low > high { 0.0..1.0 } else { low - margin..high + margin }
 }
 
 /// Axes that leave the eye to what is drawn.
@@ -111,19 +130,14 @@ pub fn curves(title: &str, x_name: &str, curves: &[Curve]) -> String {
     let finite = |p: &&(f64, f64)| p.0.is_finite() && p.1.is_finite();
     let points: Vec<(f64, f64)> =
         curves.iter().flat_map(|c| c.points.iter().filter(finite)).copied().collect();
-    let range = |values: Vec<f64>| {
-        let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(l, h), &v| (l.min(v), h.max(v)));
-        let margin = 0.05 * (high - low).max(1e-9 + 1e-3 * high.abs());
-        if values.is_empty() { 0.0..1.0 } else { low - margin..high + margin }
-    };
-    let (xs, ys) = (points.iter().map(|p| p.0).collect(), points.iter().map(|p| p.1).collect());
+    let (xs, ys) = (range(points.iter().map(|p| p.0)), range(points.iter().map(|p| p.1)));
     drawn((420, 260), |root| {
         let mut chart = ChartBuilder::on(root)
             .caption(title, ("sans-serif", 15).into_font().color(&TEXT))
             .margin(8)
             .x_label_area_size(34)
             .y_label_area_size(56)
-            .build_cartesian_2d(range(xs), range(ys))?;
+            .build_cartesian_2d(xs, ys)?;
         axes(&mut chart, (x_name, ""), (5, 6))?;
         for (curve, colour) in curves.iter().zip(COLOURS.iter().cycle()) {
             let line = LineSeries::new(curve.points.iter().filter(finite).copied(), colour.stroke_width(2));

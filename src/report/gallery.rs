@@ -14,13 +14,16 @@ use crate::analysis::stimulus::{
 };
 use crate::analysis::top::{Answer, Ranking, top_frames};
 use crate::analysis::{self, Progress};
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, available_memory};
 use crate::error::{Error, Result};
 use crate::geometry::Kind;
 use crate::network::checkpoint::Checkpoint;
-use crate::network::preprocess::Inputs;
-use crate::network::{Unit, Weights};
+use crate::network::preprocess::{Inputs, Whitening};
+use crate::network::{Network, Unit, Weights};
 use crate::picture::{captioned_png, filters, grid, pixel_tile, save_png, signed_tile, spread};
+
+/// Units on the sheet of a stage: more would be too large a picture to open.
+const SHEET_UNITS: usize = 512;
 
 /// What to visualise, and how.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -70,6 +73,16 @@ impl Choice {
             }
         }
         analysis::stages(&self.stages, count)
+    }
+
+    /// Units that are searched for together, so that their pictures, of so many values, take no more than an eighth of the free memory:
+    /// for each search its start and what was found before, and what is found for each norm and way.
+    fn units_at_once(&self, values: usize) -> usize {
+        let optima = self.optima.max(1);
+        let searches = (self.restarts + self.from_frames) * (1 + optima);
+        let pictures = searches + 2 * optima * self.norms.len() * self.signs.len();
+        let units = available_memory() / 8 / (4 * values * pictures.max(1)) as u64;
+        units.clamp(64, 1 << 20) as usize
     }
 }
 
@@ -228,7 +241,7 @@ pub fn visualize(
     }
     fs::create_dir_all(&partial).map_err(Error::io(&partial, "create"))?;
 
-    let inputs = Inputs::new(dataset, whitening, (crate::dataset::available_memory() / 4) as usize);
+    let inputs = Inputs::new(dataset, whitening, (available_memory() / 4) as usize);
     let natural = inputs.natural_norm();
     let norms: Vec<f32> = choice
         .norms
@@ -246,51 +259,20 @@ pub fn visualize(
     let (mut pages, mut searched) = (Vec::new(), vec![Effort::default(); count]);
     for stage in stages {
         let units = spread(network.units(stage, choice.kind), choice.units);
-        let at = (stage, choice.kind);
-        let what = format!("stage {}", stage + 1);
-        let ranked = |ranking| top_frames(network, &inputs, at, &units, ranking, |n| progress.add(n));
-        progress.begin(&format!("{what}: frames"), inputs.len());
-        let tops = ranked(Ranking { sign: Sign::Positive, norm: None, keep: choice.top });
-        let mut found: Vec<Vec<Found>> = units.iter().map(|_| Vec::new()).collect();
-        for (&asked, &norm) in choice.norms.iter().zip(&norms) {
-            for &sign in &choice.signs {
-                progress.begin(&format!("{what}: frames of norm {norm:.3}"), inputs.len());
-                let frames = ranked(Ranking { sign, norm: Some(norm), keep: choice.from_frames.max(1) });
-                let starts = frames
-                    .iter()
-                    .map(|top| starting_pictures(&inputs, &top[..choice.from_frames.min(top.len())]));
-                let starts: Vec<_> = units.iter().copied().zip(starts).collect();
-                let search = Search {
-                    method: choice.method,
-                    evaluations: choice.evaluations,
-                    view: choice.view,
-                    ..Search::new(norm)
-                };
-                let (optima, repulsion) = (choice.optima, choice.repulsion);
-                let wanted = Wanted { sign, restarts: choice.restarts, optima, repulsion, seed: choice.seed };
-                let searches = (choice.restarts + choice.from_frames) * units.len() * optima.max(1);
-                progress.begin(&format!("{what}: searches at norm {norm:.3}"), searches);
-                let (stimuli, effort) =
-                    best_stimuli(network, whitening, at, &starts, &search, &wanted, |n| progress.add(n))?;
-                searched[stage] += effort;
-                for ((found, stimuli), top) in found.iter_mut().zip(stimuli).zip(&frames) {
-                    let best_frame = top.first().map(|answer| answer.value);
-                    found.extend((1..).zip(stimuli).map(|(optimum, (stimulus, start))| Found {
-                        asked,
-                        norm,
-                        optimum,
-                        stimulus,
-                        start,
-                        best_frame,
-                    }));
-                }
-            }
-        }
-        progress.begin(&format!("{what}: pictures"), units.len());
         let mut writer = Writer { folder: &partial, checkpoint, dataset, choice, sheet: Vec::new() };
-        for ((unit, top), found) in units.iter().zip(&tops).zip(&found) {
-            pages.push(writer.page(stage, *unit, found, top)?);
-            progress.add(1);
+        let blocks = units.chunks(choice.units_at_once(dataset.shape.len()));
+        for (number, block) in (1..).zip(blocks.clone()) {
+            let of =
+                if blocks.len() > 1 { format!(", part {number} of {}", blocks.len()) } else { String::new() };
+            let search = Gathering { network, whitening, inputs: &inputs, choice, norms: &norms, progress };
+            let what = format!("stage {}{of}", stage + 1);
+            let (gathered, effort) = search.run(stage, block, &what)?;
+            searched[stage] += effort;
+            progress.begin(&format!("{what}: pictures"), block.len());
+            for (unit, (top, found)) in block.iter().zip(gathered) {
+                pages.push(writer.page(stage, *unit, &found, &top)?);
+                progress.add(1);
+            }
         }
         writer.save_sheet(stage + 1)?;
     }
@@ -311,6 +293,68 @@ pub fn visualize(
     }
     fs::rename(&partial, out).map_err(Error::io(out, "move the finished pictures to"))?;
     Ok(gallery)
+}
+
+/// What was found of a unit: the frames that drive it most, and its stimuli.
+type Gathered = (Vec<Answer>, Vec<Found>);
+
+/// What looks for the frames and stimuli of some units of a stage.
+struct Gathering<'a> {
+    network: &'a Network,
+    whitening: &'a Whitening,
+    inputs: &'a Inputs<'a>,
+    choice: &'a Choice,
+    /// Norms of the stimuli, in the order asked for.
+    norms: &'a [f32],
+    progress: &'a Progress,
+}
+
+impl Gathering<'_> {
+    /// What is found of each of these units.
+    fn run(&self, stage: usize, units: &[Unit], what: &str) -> Result<(Vec<Gathered>, Effort)> {
+        let Gathering { network, whitening, inputs, choice, norms, progress } = *self;
+        let at = (stage, choice.kind);
+        let ranked = |ranking| top_frames(network, inputs, at, units, ranking, |n| progress.add(n));
+        progress.begin(&format!("{what}: frames"), inputs.len());
+        let tops = ranked(Ranking { sign: Sign::Positive, norm: None, keep: choice.top });
+        let mut gathered: Vec<Gathered> = tops.into_iter().map(|top| (top, Vec::new())).collect();
+        let mut all = Effort::default();
+        for (&asked, &norm) in choice.norms.iter().zip(norms) {
+            for &sign in &choice.signs {
+                progress.begin(&format!("{what}: frames of norm {norm:.3}"), inputs.len());
+                let frames = ranked(Ranking { sign, norm: Some(norm), keep: choice.from_frames.max(1) });
+                let starts = frames
+                    .iter()
+                    .map(|top| starting_pictures(inputs, &top[..choice.from_frames.min(top.len())]));
+                let starts: Vec<_> = units.iter().copied().zip(starts).collect();
+                let search = Search {
+                    method: choice.method,
+                    evaluations: choice.evaluations,
+                    view: choice.view,
+                    ..Search::new(norm)
+                };
+                let (optima, repulsion) = (choice.optima, choice.repulsion);
+                let wanted = Wanted { sign, restarts: choice.restarts, optima, repulsion, seed: choice.seed };
+                let searches = (choice.restarts + choice.from_frames) * units.len() * optima.max(1);
+                progress.begin(&format!("{what}: searches at norm {norm:.3}"), searches);
+                let (stimuli, effort) =
+                    best_stimuli(network, whitening, at, &starts, &search, &wanted, |n| progress.add(n))?;
+                all += effort;
+                for (((_, found), stimuli), top) in gathered.iter_mut().zip(stimuli).zip(&frames) {
+                    let best_frame = top.first().map(|answer| answer.value);
+                    found.extend((1..).zip(stimuli).map(|(optimum, (stimulus, start))| Found {
+                        asked,
+                        norm,
+                        optimum,
+                        stimulus,
+                        start,
+                        best_frame,
+                    }));
+                }
+            }
+        }
+        Ok((gathered, all))
+    }
 }
 
 /// A stimulus of a unit.
@@ -336,7 +380,7 @@ struct Writer<'a> {
     checkpoint: &'a Checkpoint,
     dataset: &'a Dataset,
     choice: &'a Choice,
-    /// All tiles, a row for each unit.
+    /// Tiles of the first units, a row for each.
     sheet: Vec<RgbImage>,
 }
 
@@ -362,6 +406,7 @@ impl Writer<'_> {
         save_png(&grid(&tiles, tiles.len(), 1), &self.folder.join(&top_picture))?;
         self.sheet.extend(tiles);
         self.sheet.resize(row + self.stimulus_tiles() + self.choice.top, blank);
+        self.sheet.truncate(SHEET_UNITS * (self.stimulus_tiles() + self.choice.top));
         let frame = |a: &Answer| TopFrame { key: self.dataset.keys[a.frame].clone(), value: a.value };
         let top = top.iter().map(frame).collect();
         Ok(UnitPage { stage: stage + 1, unit, stimuli, top, top_picture })
@@ -435,7 +480,7 @@ impl Writer<'_> {
         caption
     }
 
-    /// A sheet of all units: a row each.
+    /// A sheet of the first units: a row each.
     fn save_sheet(&self, stage: usize) -> Result<()> {
         let width = self.sheet.first().map_or(1, |tile| tile.width());
         let columns = self.stimulus_tiles() + self.choice.top;

@@ -2,7 +2,9 @@
 
 pub mod figure;
 pub mod gallery;
+pub mod invariance;
 mod page;
+pub mod tuning;
 mod units;
 
 pub use page::write_report;

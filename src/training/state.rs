@@ -136,7 +136,7 @@ impl RollBacks {
     }
 
     pub fn write(self, run: &Path) -> Result<()> {
-        files::replace(&run.join(Self::FILE), &serde_json::to_string(&self).expect("plain data"))
+        files::replace(&run.join(Self::FILE), serde_json::to_string(&self).expect("plain data"))
     }
 
     /// What the learning rate is multiplied by.

@@ -7,7 +7,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Film, Kind, Label};
 use crate::error::{Error, Result};
@@ -71,7 +71,7 @@ impl Settings {
 }
 
 /// One line of `labels.jsonl`: one frame and what is to be seen in it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Labelled {
     /// File name of the video, in the same folder.
     pub video: String,

@@ -10,6 +10,7 @@ mod camera;
 mod cats;
 mod figures;
 mod films;
+mod heads;
 mod leaves;
 mod palette;
 mod people;
@@ -20,9 +21,10 @@ mod tests;
 
 use image::RgbImage;
 use rand::Rng;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use films::{Labelled, Settings, Summary, prepare, write};
+pub use heads::head;
 
 use self::camera::Camera;
 use self::figures::Figure;
@@ -32,7 +34,9 @@ use self::raster::{Canvas, Light, Rgb, mix, noise, scale, tint, unit, wave};
 use crate::rng::{self, ChaCha8Rng};
 
 /// What a label is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// A human head that shows its face; the box is the head's, hair and hat included.
@@ -44,7 +48,7 @@ pub enum Kind {
 }
 
 /// One object in one frame. Lengths are in pixels from the frame's top left corner, angles in degrees.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Label {
     /// What it is.
     pub kind: Kind,
