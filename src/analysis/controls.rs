@@ -171,8 +171,6 @@ pub struct Comparison<'a> {
     pub frames: &'a Path,
     /// Names of frames that show the thing, if they are known.
     pub shows_concept: Option<&'a HashSet<String>>,
-    /// What the thing is called: the name of the folder of the network that was trained without it.
-    pub concept: &'a str,
     /// Pictures that show the thing, and others.
     pub labelled: &'a Labelled,
     /// How.
@@ -221,7 +219,10 @@ impl Comparison<'_> {
                 let store = FrameStore::open(self.frames)?;
                 let all = store.len();
                 let store = store.without(self.frames, keys)?;
-                let name = format!("without-{}", self.concept);
+                // Test sets of the same thing share the network.
+                let mut sorted: Vec<&str> = keys.iter().map(String::as_str).collect();
+                sorted.sort_unstable();
+                let name = format!("without-{:016x}", rng::stable_hash(sorted.join("\n").as_bytes()));
                 let found = self.train(&name, &self.checkpoint.config, &store, false, progress)?;
                 found.map(|checkpoint| {
                     let mut row = self.units(control, &checkpoint, self.top(), &test);

@@ -142,7 +142,6 @@ pub fn run(args: ControlsArgs, global: Global) -> anyhow::Result<ExitCode> {
         state: &state,
         frames: &frames,
         shows_concept: shows_concept.as_ref(),
-        concept: &concept,
         labelled: &labelled,
         settings: &settings,
         memory: args.labelled.memory.map_or(available_memory() / 4, |mb| mb * 1_000_000),

@@ -10,13 +10,14 @@ use striate::network::checkpoint;
 use striate::report::invariance::{Choice, report};
 
 use super::Global;
+use super::labelled::Source;
 
 /// Move, scale, turn, dim, blur and cover pictures, and see how much of each unit's response is left.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   striate invariance outputs/run --images faces/
-  striate invariance outputs/run --images faces.tar --yaw 50 --top 2
+  striate invariance outputs/run --images 'faces.tar::faces/lfw_gray/*' --yaw 50 --top 2 --name lfw
   striate invariance outputs/run --images cats.tar --units 3:17:0:2,3:5:1:1 --count 300
 
 Writes RUN/invariance: NAME.json with curves of every unit and change, raw and relative to the unchanged pictures (1) and to rest
@@ -25,9 +26,10 @@ is left when a grey square hides each place. Results of other names stay.")]
 pub struct InvarianceArgs {
     /// Run folder of `striate train`.
     run: PathBuf,
-    /// Pictures to change, of the thing that units are to be invariant to changes of: a frame set, tar shards, or a folder.
-    #[arg(long, value_name = "PATH")]
-    images: PathBuf,
+    /// Pictures to change, of the thing that units are to be invariant to changes of: a frame set, tar shards, or a folder; with a
+    /// pattern those of it whose key matches.
+    #[arg(long, value_name = "PATH[::PATTERN]")]
+    images: Source,
     /// Units as stage:map:row:col, with commas between them [default: of each stage those that respond most selectively].
     #[arg(long, value_delimiter = ',', value_name = "UNITS")]
     units: Vec<UnitName>,
@@ -64,7 +66,7 @@ pub fn run(args: InvarianceArgs, global: Global) -> anyhow::Result<()> {
     global.use_threads(args.threads)?;
     let checkpoint = checkpoint::load_latest(&args.run, false)?;
     let of_images =
-        || args.images.file_stem().map_or("images".into(), |stem| stem.to_string_lossy().into_owned());
+        || args.images.path.file_stem().map_or("images".into(), |stem| stem.to_string_lossy().into_owned());
     let choice = Choice {
         units: args.units,
         top: args.top.into(),
@@ -76,13 +78,14 @@ pub fn run(args: InvarianceArgs, global: Global) -> anyhow::Result<()> {
         seed: global.seed,
     };
     choice.check(&checkpoint)?;
-    let store = FrameStore::open(&args.images)?;
+    let store = args.images.open()?;
     global.warn(store.warnings());
     let frames = super::frames_of(&args.run, args.frames)?;
     let dataset = global.pictures(&FrameStore::open(&frames)?, &args.run, &checkpoint.config)?;
     let out = args.out.unwrap_or_else(|| args.run.join("invariance"));
     let (bar, progress) = global.parts("invariance");
-    let (frames, images) = ((frames.as_path(), &dataset), (args.images.as_path(), &store));
+    let images = args.images.to_string();
+    let (frames, images) = ((frames.as_path(), &dataset), (images.as_str(), &store));
     let found = report(&checkpoint, frames, images, &choice, &out, &progress);
     bar.finish();
     let found = found?;

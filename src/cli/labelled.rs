@@ -54,6 +54,17 @@ pub struct Source {
     pub pattern: Option<glob::Pattern>,
 }
 
+impl Source {
+    /// The pictures whose keys match.
+    pub fn open(&self) -> anyhow::Result<FrameStore> {
+        let store = FrameStore::open(&self.path)?;
+        match &self.pattern {
+            Some(pattern) => Ok(store.matching(&self.path, pattern)?),
+            None => Ok(store),
+        }
+    }
+}
+
 impl FromStr for Source {
     type Err = String;
     fn from_str(text: &str) -> Result<Source, String> {
@@ -95,10 +106,7 @@ impl LabelledArgs {
         }
         let mut sets = Vec::new();
         for source in self.positives.iter().chain(&self.negatives) {
-            let mut store = FrameStore::open(&source.path)?;
-            if let Some(pattern) = &source.pattern {
-                store = store.matching(&source.path, pattern)?;
-            }
+            let store = source.open()?;
             let dataset = global.pictures(&store, run, &checkpoint.config)?;
             let all = (0..dataset.len()).collect();
             sets.push((dataset, all));

@@ -185,7 +185,12 @@ pub fn histograms(
         }
         let line = [(mark, 0.0), (mark, 1.05 * most)];
         chart.draw_series(LineSeries::new(line, TEXT.stroke_width(2)))?;
-        name_series(&mut chart, SeriesLabelPosition::UpperRight)?;
+        // On the wider side of the mark.
+        let left = mark - low > high - mark;
+        name_series(
+            &mut chart,
+            if left { SeriesLabelPosition::UpperLeft } else { SeriesLabelPosition::UpperRight },
+        )?;
         Ok(())
     })
 }

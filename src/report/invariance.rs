@@ -72,7 +72,7 @@ pub struct Report {
     /// How it was made.
     pub choice: Choice,
     /// Where the pictures are from.
-    pub images: PathBuf,
+    pub images: String,
     /// Pictures that were changed.
     pub pictures: usize,
     /// Where the frames are from that give resting values.
@@ -85,6 +85,9 @@ pub struct Report {
     /// Figures beside this file: curves of each stage, and maps of occlusion, a tile for each unit in order, white where all of the
     /// response is left; all black for a unit that does not respond.
     pub figures: Vec<PathBuf>,
+    /// The folder of the figures.
+    #[serde(skip)]
+    pub folder: PathBuf,
     /// Pictures that could not be read.
     #[serde(skip)]
     pub warnings: Vec<String>,
@@ -105,8 +108,8 @@ impl fmt::Display for Report {
             f,
             "\nrest +: deviations above the mean over frames. -: the unchanged pictures do not drive the unit above it."
         )?;
-        let folder = |file: &PathBuf| file.display().to_string();
-        write!(f, "{}", self.figures.iter().map(folder).collect::<Vec<_>>().join("\n"))
+        let place = |file: &PathBuf| self.folder.join(file).display().to_string();
+        write!(f, "{}", self.figures.iter().map(place).collect::<Vec<_>>().join("\n"))
     }
 }
 
@@ -123,7 +126,7 @@ fn range(unit: &UnitCurve) -> String {
 pub fn report(
     checkpoint: &Checkpoint,
     (frames, dataset): (&Path, &Dataset),
-    (images, store): (&Path, &FrameStore),
+    (images, store): (&str, &FrameStore),
     choice: &Choice,
     out: &Path,
     progress: &Progress,
@@ -170,6 +173,7 @@ pub fn report(
         frame_count: frame_numbers.len(),
         found,
         figures: Vec::new(),
+        folder: out.into(),
         warnings,
     };
     draw(&mut report, out)?;

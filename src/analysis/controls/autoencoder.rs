@@ -24,6 +24,9 @@ const RATE: f64 = 1e-3;
 const DECAY: (f64, f64) = (0.9, 0.999);
 const ROUNDING: f64 = 1e-8;
 
+/// Parts of a minibatch that threads share out.
+const PARTS: usize = 4;
+
 /// What an autoencoder is made from. One that lies on the disk is used, or gone on with, only if all of it is the same.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -112,7 +115,8 @@ fn product(
         left,
         right,
         1.0,
-        Par::rayon(rayon::current_num_threads()),
+        // Threads share out the pictures: a product of one minibatch is too small for them.
+        Par::Seq,
     );
 }
 
@@ -147,7 +151,7 @@ impl Autoencoder {
             let right = MatRef::from_row_major_slice(weights, from, to);
             product(&mut out, (rows, to), Accum::Add, left, right);
             if number + 1 < 2 * self.plan.depth {
-                out.par_iter_mut().for_each(|value| *value = value.tanh());
+                out.iter_mut().for_each(|value| *value = value.tanh());
             }
             all.push(out);
         }
@@ -175,14 +179,29 @@ impl Autoencoder {
             / square(&mut pictures.iter().copied())
     }
 
-    /// Squared distance from pictures to what is made of them, mean over pictures, and its gradient by layer.
+    /// Squared distance from pictures to what is made of them, mean over pictures, and its gradient by layer. Of parts of the
+    /// minibatch that do not depend on the number of threads.
     fn gradients(&self, pictures: &[f32]) -> (f64, Vec<Vec<f32>>) {
+        let rows = pictures.len() / self.plan.inputs;
+        let parts = pictures.par_chunks(rows.div_ceil(PARTS) * self.plan.inputs);
+        let parts: Vec<(f64, Vec<Vec<f32>>)> = parts.map(|part| self.gradients_of(part, rows)).collect();
+        let add = |(error, mut sums): (f64, Vec<Vec<f32>>), (more, gradients): (f64, Vec<Vec<f32>>)| {
+            sums.par_iter_mut().zip(gradients).for_each(|(sum, gradient)| {
+                sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
+            });
+            (error + more, sums)
+        };
+        parts.into_iter().reduce(add).expect("at least one picture")
+    }
+
+    /// What some pictures of a minibatch of `all` add to both.
+    fn gradients_of(&self, pictures: &[f32], all: usize) -> (f64, Vec<Vec<f32>>) {
         let rows = pictures.len() / self.plan.inputs;
         let values = self.forward(pictures, self.layers.len());
         let output = values.last().expect("at least the pictures");
         let mut delta: Vec<f32> = output.iter().zip(pictures).map(|(out, x)| out - x).collect();
-        let error = delta.iter().map(|d| f64::from(*d).powi(2)).sum::<f64>() / rows as f64;
-        delta.iter_mut().for_each(|d| *d *= 2.0 / rows as f32);
+        let error = delta.iter().map(|d| f64::from(*d).powi(2)).sum::<f64>() / all as f64;
+        delta.iter_mut().for_each(|d| *d *= 2.0 / all as f32);
         let sizes: Vec<(usize, usize)> = self.plan.layers().collect();
         let mut gradients = vec![Vec::new(); sizes.len()];
         for (number, &(from, to)) in sizes.iter().enumerate().rev() {
