@@ -5,6 +5,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use common::{done, json, program, snapshot};
@@ -178,6 +179,29 @@ fn frames_of_drawn_videos_are_tested_by_their_labels() {
     assert!(clear > 0, "no frame shows anything");
 }
 
+#[test]
+fn pictures_that_were_interrupted_go_on_to_the_same() {
+    let folder = trained();
+    let dir = folder.path();
+    let line = "visualize run --units all --restarts 6 --evaluations 2000 --kind h";
+    let mut child = program();
+    child.current_dir(dir).args(line.split_whitespace());
+    let mut child = child.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let (begun, first) = (Instant::now(), dir.join("run/visualize.partial/stage1.json"));
+    while !first.exists() && begun.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    assert!(!child.wait().unwrap().success(), "it was too fast to be interrupted");
+    let modified = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+    let sheet = modified(&dir.join("run/visualize.partial/stage1.png"));
+    done(dir, line);
+    assert_eq!(modified(&dir.join("run/visualize/stage1.png")), sheet, "stage 1 was made again");
+    let interrupted = snapshot(&dir.join("run/visualize"));
+    done(dir, line);
+    assert!(snapshot(&dir.join("run/visualize")) == interrupted, "it is not the same");
+}
+
 /// The lines of a table, without what they took.
 fn rows(table: &Value) -> Vec<Value> {
     let mut rows = table["rows"].as_array().unwrap().clone();
@@ -217,8 +241,7 @@ fn controls_are_those_of_evaluate_and_do_not_depend_on_memory_or_interruptions()
     // Interrupted while a network is trained: what is done is kept, and the same line goes on.
     let mut child = program();
     child.current_dir(dir).args(line.split_whitespace());
-    let mut child =
-        child.stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut child = child.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     let begun = Instant::now();
     while !dir.join("run/controls/first.json").exists() && begun.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(5));

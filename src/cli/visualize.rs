@@ -25,7 +25,7 @@ Examples:
 
 Writes RUN/visualize: filters-encoder.png, a sheet stageN.png with a row for each unit, up to 512 (stimuli, then top frames),
 a folder of pictures for each stage, and units.json. What an earlier call wrote
-there is replaced. Pictures made with --parameters, --total-variation or --pixel-box are easier to look at but not what the
+there is replaced; after an interruption the same command goes on with the stages that are left. Pictures made with --parameters, --total-variation or --pixel-box are easier to look at but not what the
 unit prefers most: their metadata and captions say so.")]
 pub struct VisualizeArgs {
     /// Run folder of `striate train`.
@@ -129,7 +129,8 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
     if out.join("units.json").exists() {
         say!("note: {} will be replaced when the new pictures are complete", out.display());
     }
-    let gallery = visualize(&checkpoint, &dataset, &frames, &choice, &out, &progress);
+    let identity = checkpoint::identity(&checkpoint::latest_of(&args.run)?)?;
+    let gallery = visualize(&checkpoint, &identity, &dataset, &frames, &choice, &out, &progress);
     bar.finish();
     if gallery.is_err() {
         // What is half written would only fill the disk; the error that matters is the first.

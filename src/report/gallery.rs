@@ -16,6 +16,7 @@ use crate::analysis::top::{Answer, Ranking, top_frames};
 use crate::analysis::{self, Progress};
 use crate::dataset::{Dataset, available_memory};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::geometry::Kind;
 use crate::network::checkpoint::Checkpoint;
 use crate::network::preprocess::{Inputs, Whitening};
@@ -26,7 +27,7 @@ use crate::picture::{captioned_png, filters, grid, pixel_tile, save_png, signed_
 const SHEET_UNITS: usize = 512;
 
 /// What to visualise, and how.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
     /// Units of each stage, evenly spread over all; 0 for all.
     pub units: usize,
@@ -220,12 +221,14 @@ impl fmt::Display for Gallery {
 }
 
 /// Makes the pictures in the new folder `out`, which replaces an older one when complete. `progress` is told what is
-/// being done, how much of it there is, and of every part done.
+/// being done, how much of it there is, and of every part done. Stages that an interrupted call completed are not made again, if the
+/// checkpoint `identity`, the frames and the choice are the same.
 ///
 /// # Errors
 /// A stage does not exist, or the folder cannot be written.
 pub fn visualize(
     checkpoint: &Checkpoint,
+    identity: &str,
     dataset: &Dataset,
     frames: &Path,
     choice: &Choice,
@@ -236,10 +239,9 @@ pub fn visualize(
     let count = network.stages.len();
     let stages = choice.check(count)?;
     let partial = out.with_extension("partial");
-    if partial.exists() {
-        fs::remove_dir_all(&partial).map_err(Error::io(&partial, "remove"))?;
-    }
-    fs::create_dir_all(&partial).map_err(Error::io(&partial, "create"))?;
+    let made =
+        Made { checkpoint: identity.into(), choice: choice.clone(), frames: dataset.fingerprint().into() };
+    made.begin(&partial)?;
 
     let inputs = Inputs::new(dataset, whitening, (available_memory() / 4) as usize);
     let natural = inputs.natural_norm();
@@ -257,7 +259,13 @@ pub fn visualize(
         save_png(&filters(network, which), &partial.join(name))?;
     }
     let (mut pages, mut searched) = (Vec::new(), vec![Effort::default(); count]);
-    for stage in stages {
+    for &stage in &stages {
+        if let Some(done) = DoneStage::read(&partial, stage) {
+            searched[stage] = done.effort;
+            pages.extend(done.pages);
+            continue;
+        }
+        let before = pages.len();
         let units = spread(network.units(stage, choice.kind), choice.units);
         let mut writer = Writer { folder: &partial, checkpoint, dataset, choice, sheet: Vec::new() };
         let blocks = units.chunks(choice.units_at_once(dataset.shape.len()));
@@ -275,6 +283,14 @@ pub fn visualize(
             }
         }
         writer.save_sheet(stage + 1)?;
+        let done = DoneStage { effort: searched[stage], pages: pages.split_off(before) };
+        done.write(&partial, stage)?;
+        pages.extend(done.pages);
+    }
+    // They served an interrupted call only.
+    for path in stages.iter().map(|&stage| DoneStage::path(&partial, stage)).chain([partial.join(Made::FILE)])
+    {
+        fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
     }
     let gallery = Gallery {
         choice: choice.clone(),
@@ -293,6 +309,53 @@ pub fn visualize(
     }
     fs::rename(&partial, out).map_err(Error::io(out, "move the finished pictures to"))?;
     Ok(gallery)
+}
+
+/// What pictures are made from: those of an interrupted call are gone on with only if all of it is the same.
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Made {
+    checkpoint: String,
+    choice: Choice,
+    frames: String,
+}
+
+impl Made {
+    const FILE: &'static str = "made.json";
+
+    /// Prepares the folder in which pictures are made.
+    fn begin(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(Self::FILE);
+        let before = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        if before.as_ref() == Some(self) {
+            return Ok(());
+        }
+        if folder.exists() {
+            fs::remove_dir_all(folder).map_err(Error::io(folder, "remove"))?;
+        }
+        fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
+        files::replace(&path, serde_json::to_vec(self).expect("plain data"))
+    }
+}
+
+/// A stage whose pictures are all made, while those of others are not.
+#[derive(Serialize, Deserialize)]
+struct DoneStage {
+    effort: Effort,
+    pages: Vec<UnitPage>,
+}
+
+impl DoneStage {
+    fn path(folder: &Path, stage: usize) -> PathBuf {
+        folder.join(format!("stage{}.json", stage + 1))
+    }
+
+    fn read(folder: &Path, stage: usize) -> Option<DoneStage> {
+        serde_json::from_slice(&fs::read(Self::path(folder, stage)).ok()?).ok()
+    }
+
+    fn write(&self, folder: &Path, stage: usize) -> Result<()> {
+        files::replace(&Self::path(folder, stage), serde_json::to_vec(self).expect("plain data"))
+    }
 }
 
 /// What was found of a unit: the frames that drive it most, and its stimuli.
