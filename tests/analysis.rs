@@ -115,6 +115,11 @@ fn invariance_is_written_for_the_most_selective_or_the_named_units_and_repeats()
     let dir = folder.path();
     let found = json(dir, "invariance run --images f --count 5 --top 2 --yaw 3");
     assert_eq!(found, read(&dir.join("run/invariance/f.json")));
+    let before = snapshot(&dir.join("run/invariance"));
+    let text = done(dir, "invariance run --images f --count 5 --top 2 --yaw 3");
+    assert!(text.contains("5 pictures (measured before)"), "{text}");
+    assert!(snapshot(&dir.join("run/invariance")) == before);
+    assert!(!done(dir, "invariance run --images f --count 4 --top 1 --name other").contains("before"));
     let subjects = found["subjects"].as_array().unwrap();
     assert_eq!((subjects.len(), &found["pictures"], &found["frame_count"]), (4, &5.into(), &60.into()));
     let selectivity: Vec<f64> = subjects.iter().map(|s| s["selectivity"].as_f64().unwrap()).collect();

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use super::screen::{BATCH, Screen};
 use super::{UnitName, quantile};
-use crate::dataset::{Window, pixels_of};
-use crate::error::Result;
+use crate::dataset::{Window, available_memory, pixels_of};
+use crate::error::{Error, Result};
 use crate::frames::{Colour, to_colour};
 use crate::geometry::{Kind, MapShape};
 use crate::network::preprocess::Inputs;
@@ -211,7 +211,7 @@ fn seen(picture: &DynamicImage, shape: MapShape, margin: usize) -> [f64; 2] {
 /// Changes pictures in every way and measures what is left of the units' responses. `progress` is told of each picture done.
 ///
 /// # Errors
-/// A picture cannot be read.
+/// A picture cannot be read, or all answers take more than half of the free memory.
 pub fn invariance(
     screen: &Screen,
     kind: Kind,
@@ -225,6 +225,13 @@ pub fn invariance(
         .collect();
     let places: Vec<(usize, usize)> =
         (0..MAP_SIDE).flat_map(|row| (0..MAP_SIDE).map(move |col| (row, col))).collect();
+    // Quartiles need every answer.
+    let need_bytes = 4 * (pictures.count * subjects.len() * (changes.len() + places.len())) as u64;
+    let have_bytes = available_memory();
+    if need_bytes > have_bytes / 2 {
+        let what = format!("answers of {} units to {} changed pictures", subjects.len(), pictures.count);
+        return Err(Error::NoRoom { what, need_bytes, have_bytes });
+    }
     let shape = screen.network.input;
     let colour = if shape.channels == 1 { Colour::Grey } else { Colour::Rgb };
     let variants = |number: usize| -> Result<Vec<Vec<u8>>> {

@@ -22,7 +22,7 @@ Examples:
 
 Writes RUN/invariance: NAME.json with curves of every unit and change, raw and relative to the unchanged pictures (1) and to rest
 (0: the mean over frames), with quartiles over pictures; NAME-stageN.svg, a panel for each change; and NAME-occlusion.png, what
-is left when a grey square hides each place. Results of other names stay.")]
+is left when a grey square hides each place. Results of other names stay, and so do those that were made in the same way from the same.")]
 pub struct InvarianceArgs {
     /// Run folder of `striate train`.
     run: PathBuf,
@@ -86,7 +86,8 @@ pub fn run(args: InvarianceArgs, global: Global) -> anyhow::Result<()> {
     let (bar, progress) = global.parts("invariance");
     let images = args.images.to_string();
     let (frames, images) = ((frames.as_path(), &dataset), (images.as_str(), &store));
-    let found = report(&checkpoint, frames, images, &choice, &out, &progress);
+    let identity = checkpoint::identity(&checkpoint::latest_of(&args.run)?)?;
+    let found = report((&checkpoint, &identity), frames, images, &choice, &out, &progress);
     bar.finish();
     let found = found?;
     global.warn(&found.warnings);

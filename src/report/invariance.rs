@@ -31,7 +31,7 @@ const RESTING_FRAMES: usize = 4096;
 const CURVES: usize = 4;
 
 /// What to measure, and how.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
     /// Units to measure; none for the most selective.
     pub units: Vec<UnitName>,
@@ -71,6 +71,8 @@ impl Choice {
 pub struct Report {
     /// How it was made.
     pub choice: Choice,
+    /// The checkpoint, the pictures and the frames that it was made from, as their hashes tell them from others.
+    pub made_from: [String; 3],
     /// Where the pictures are from.
     pub images: String,
     /// Pictures that were changed.
@@ -85,6 +87,9 @@ pub struct Report {
     /// Figures beside this file: curves of each stage, and maps of occlusion, a tile for each unit in order, white where all of the
     /// response is left; all black for a unit that does not respond.
     pub figures: Vec<PathBuf>,
+    /// True if it was there already, made alike from the same.
+    #[serde(skip)]
+    pub kept: bool,
     /// The folder of the figures.
     #[serde(skip)]
     pub folder: PathBuf,
@@ -97,7 +102,12 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let names = self.found.curves.iter().map(|curves| curves.change.as_str());
         let header: Vec<String> = names.map(|name| format!("{name:>13}")).collect();
-        writeln!(f, "{} pictures; at least half of the response is left from ... to ...\n", self.pictures)?;
+        let kept = if self.kept { " (measured before)" } else { "" };
+        writeln!(
+            f,
+            "{} pictures{kept}; at least half of the response is left from ... to ...\n",
+            self.pictures
+        )?;
         writeln!(f, "{:<14} {:>6} {}", "unit", "rest +", header.concat())?;
         for (at, subject) in self.found.subjects.iter().enumerate() {
             let name = subject.name.to_string();
@@ -119,12 +129,13 @@ fn range(unit: &UnitCurve) -> String {
 }
 
 /// Changes pictures of `images` and writes `NAME.json`, curves of each stage as SVG and maps of occlusion as PNG to the folder
-/// `out`. Resting values are over frames of `dataset`, which lies at `frames`.
+/// `out`. Resting values are over frames of `dataset`, which lies at `frames`. If the folder has the same already, made from the same
+/// checkpoint `identity`, it is kept.
 ///
 /// # Errors
 /// No picture can be read, a unit does not exist, or the folder cannot be written.
 pub fn report(
-    checkpoint: &Checkpoint,
+    (checkpoint, identity): (&Checkpoint, &str),
     (frames, dataset): (&Path, &Dataset),
     (images, store): (&str, &FrameStore),
     choice: &Choice,
@@ -135,6 +146,11 @@ pub fn report(
     let Checkpoint { network, whitening, config } = checkpoint;
     let (kind, margin) = (choice.kind, config.input.margin);
 
+    let json = out.join(format!("{}.json", choice.name));
+    let made_from = [identity.to_owned(), store.identity(), dataset.fingerprint().to_owned()];
+    if let Some(report) = kept(&json, choice, &made_from) {
+        return Ok(Report { kept: true, folder: out.into(), ..report });
+    }
     let asked = spread((0..store.len()).collect(), choice.count);
     progress.begin("pictures", asked.len());
     let (numbers, unchanged, warnings) = unchanged(checkpoint, store, &asked, progress)?;
@@ -167,19 +183,27 @@ pub fn report(
     }
     let mut report = Report {
         choice: choice.clone(),
+        made_from,
         images: images.into(),
         pictures: numbers.len(),
         frames: frames.into(),
         frame_count: frame_numbers.len(),
         found,
         figures: Vec::new(),
+        kept: false,
         folder: out.into(),
         warnings,
     };
     draw(&mut report, out)?;
     let text = serde_json::to_vec(&report).expect("results are plain data");
-    files::replace(&out.join(format!("{}.json", choice.name)), text)?;
+    files::replace(&json, text)?;
     Ok(report)
+}
+
+/// What is in a file, if it was made alike from the same.
+fn kept(path: &Path, choice: &Choice, made_from: &[String; 3]) -> Option<Report> {
+    let report: Report = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    (report.choice == *choice && report.made_from == *made_from).then_some(report)
 }
 
 /// Memory for preprocessed pictures: none where only some of many are looked at.
