@@ -152,6 +152,13 @@ pub struct Row {
     pub seconds: f64,
 }
 
+/// Of names, whatever their order.
+pub fn hash_of(keys: &HashSet<String>) -> String {
+    let mut sorted: Vec<&str> = keys.iter().map(String::as_str).collect();
+    sorted.sort_unstable();
+    format!("{:016x}", rng::stable_hash(sorted.join("\n").as_bytes()))
+}
+
 /// Most bytes of preprocessed frames.
 fn budget() -> usize {
     (available_memory() / 4) as usize
@@ -220,9 +227,7 @@ impl Comparison<'_> {
                 let all = store.len();
                 let store = store.without(self.frames, keys)?;
                 // Test sets of the same thing share the network.
-                let mut sorted: Vec<&str> = keys.iter().map(String::as_str).collect();
-                sorted.sort_unstable();
-                let name = format!("without-{:016x}", rng::stable_hash(sorted.join("\n").as_bytes()));
+                let name = format!("without-{}", hash_of(keys));
                 let found = self.train(&name, &self.checkpoint.config, &store, false, progress)?;
                 found.map(|checkpoint| {
                     let mut row = self.units(control, &checkpoint, self.top(), &test);

@@ -158,8 +158,8 @@ impl Ranked {
     }
 
     /// Positives and negatives between each two of the paper's thresholds; the greatest value is in the last bin.
-    pub fn histogram(&self) -> [Vec<usize>; 2] {
-        let ((min, max), mut counts) = (self.range(), [vec![0; THRESHOLDS - 1], vec![0; THRESHOLDS - 1]]);
+    pub fn histogram(&self) -> Histogram {
+        let ((min, max), mut counts) = (self.range(), [[0; THRESHOLDS - 1]; 2]);
         let mut first = 0;
         for (bin, threshold) in thresholds(min, max).skip(1).enumerate() {
             let last = if bin + 2 == THRESHOLDS { self.sorted.len() } else { self.up_to(threshold) };
@@ -171,6 +171,9 @@ impl Ranked {
         counts
     }
 }
+
+/// Positives and negatives between each two of the paper's thresholds.
+pub type Histogram = [[u32; THRESHOLDS - 1]; 2];
 
 /// The paper's rule for values sorted from the least, which lie in `range`.
 fn twenty(
@@ -391,12 +394,12 @@ mod tests {
                         |value: f64| value <= high && (value > low || (bin == 0 && value == f64::from(min)));
                     let pairs = values.iter().zip(&positive);
                     let wanted = pairs.filter(|(value, p)| **p == class && inside(f64::from(**value)));
-                    assert_eq!(count, wanted.count(), "bin {bin}");
+                    assert_eq!(count as usize, wanted.count(), "bin {bin}");
                 }
             }
         }
         let one = Ranked::new(&[2.0, 2.0], &[true, false]).histogram();
-        assert_eq!(one.map(|counts| counts.iter().sum::<usize>()), [1, 1]);
+        assert_eq!(one.map(|counts| counts.iter().sum::<u32>()), [1, 1]);
     }
 
     #[test]

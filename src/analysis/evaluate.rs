@@ -7,7 +7,7 @@ use rand::seq::SliceRandom;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::detector::{Binned, Half, Ranked, Scores};
+use super::detector::{Binned, Half, Histogram, Ranked, Scores};
 use super::responses::{Probe, Responses, Shown};
 use super::{Progress, quantile};
 use crate::error::Result;
@@ -58,6 +58,8 @@ pub struct UnitScores {
     pub scores: Scores,
     /// Accuracy on pictures that the threshold was not chosen on: mean of both ways.
     pub held_out: f64,
+    /// How many pictures of each kind it gave which values.
+    pub histogram: Histogram,
 }
 
 /// A unit with what is uncertain about it.
@@ -70,8 +72,6 @@ pub struct BestUnit {
     pub accuracy_interval: Option<[f64; 2]>,
     /// The same of the area under the curve.
     pub auc_interval: Option<[f64; 2]>,
-    /// Positives and negatives between each two of the paper's thresholds.
-    pub histogram: [Vec<usize>; 2],
 }
 
 /// The best of many units, and how good the best would be by chance.
@@ -270,7 +270,8 @@ fn test(
         let shuffled: Vec<f64> = shuffles.iter().map(|labels| binned.accuracy(labels)).collect();
         progress.add(1);
         let held_out = 0.5 * (halves[0].held_out + halves[1].held_out);
-        (Tested { scores: UnitScores { probe: probes[number], scores, held_out }, halves }, shuffled)
+        let histogram = ranked.histogram();
+        (Tested { scores: UnitScores { probe: probes[number], scores, held_out, histogram }, halves }, shuffled)
     };
     let all: Vec<(Tested, Vec<f64>)> =
         (0..probes.len()).into_par_iter().map_init(Vec::new, of_unit).collect();
@@ -329,7 +330,7 @@ fn chance(found: f64, shuffled: &[f64], commoner: f64) -> Option<Chance> {
     })
 }
 
-/// Adds intervals and histograms.
+/// Adds intervals.
 fn with_intervals(
     network: &Network,
     sets: &[Shown],
@@ -383,13 +384,12 @@ fn with_intervals(
         values.sort_by(f64::total_cmp);
         (!values.is_empty()).then(|| [0.025, 0.975].map(|share| quantile(&values, share)))
     };
-    let best = |(number, (unit, ranked)): (usize, (&UnitScores, &Ranked))| BestUnit {
+    let best = |(number, unit): (usize, &UnitScores)| BestUnit {
         unit: *unit,
         accuracy_interval: interval(number, 0),
         auc_interval: interval(number, 1),
-        histogram: ranked.histogram(),
     };
-    units.iter().zip(&ranked).enumerate().map(best).collect()
+    units.iter().enumerate().map(best).collect()
 }
 
 #[cfg(test)]
@@ -470,7 +470,7 @@ mod tests {
             assert!(low <= unit.unit.scores.paper.accuracy && unit.unit.scores.paper.accuracy <= high);
             let [low, high] = unit.auc_interval.unwrap();
             assert!(low > 0.9 && low <= unit.unit.scores.auc && unit.unit.scores.auc <= high);
-            assert_eq!(unit.histogram[0].iter().sum::<usize>(), 134);
+            assert_eq!(unit.unit.histogram[0].iter().sum::<u32>(), 134);
             let chance = best.chance.unwrap();
             assert!(
                 chance.p_value <= 1.0 / 51.0 + 1e-9 && chance.optimism > 0.0 && chance.mean < 0.75,

@@ -14,8 +14,8 @@ use image::DynamicImage;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::screen::{BATCH, Screen};
-use super::{UnitName, quantile};
+use super::screen::Screen;
+use super::{BATCH, UnitName, quantile};
 use crate::dataset::{Window, available_memory, pixels_of};
 use crate::error::{Error, Result};
 use crate::frames::{Colour, to_colour};

@@ -7,6 +7,7 @@ pub mod evaluate;
 pub mod invariance;
 pub mod responses;
 pub mod screen;
+pub mod statistics;
 pub mod stimulus;
 pub mod top;
 pub mod tuning;
@@ -19,6 +20,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::geometry::{Kind, MapShape};
 use crate::network::{Network, Unit};
+
+/// Pictures that go through the network together, where nothing asks for more.
+pub const BATCH: usize = 96;
 
 /// Told of a new part: its name and how much there is to do.
 pub type OnBegin = Box<dyn Fn(&str, usize) + Sync>;

@@ -3,14 +3,12 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::UnitName;
+use super::{BATCH, UnitName};
 use crate::dataset::{Dataset, available_memory};
 use crate::geometry::Kind;
 use crate::network::preprocess::{Inputs, Whitening};
 use crate::network::{Network, Unit};
-
-/// Pictures that go through the network together.
-const BATCH: usize = 96;
+use crate::rng;
 
 /// A value to be read off the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +70,15 @@ impl Labelled {
     pub fn shown<'a>(&'a self, inputs: &'a [Inputs<'a>]) -> Vec<Shown<'a>> {
         let sets = inputs.iter().zip(&self.sets);
         sets.map(|(inputs, (_, pictures))| Shown { inputs, pictures }).collect()
+    }
+
+    /// Changes with the pictures, their order, and which of them are chosen.
+    pub fn fingerprint(&self) -> String {
+        let of_set = |(dataset, chosen): &(Dataset, Vec<usize>)| {
+            let numbers: Vec<u8> = chosen.iter().flat_map(|&number| (number as u64).to_le_bytes()).collect();
+            format!("{}-{:016x}", dataset.fingerprint(), rng::stable_hash(&numbers))
+        };
+        self.sets.iter().map(of_set).collect::<Vec<_>>().join(" ")
     }
 
     /// How many show the thing.

@@ -6,9 +6,6 @@ use crate::dataset::Dataset;
 use crate::network::preprocess::Whitening;
 use crate::network::{Network, Workspace};
 
-/// Pictures that go through the network together, where nothing asks for more.
-pub const BATCH: usize = 96;
-
 /// A network with its preprocessing, looking at what it is shown with its stages up to one.
 #[derive(Clone, Copy)]
 pub struct Screen<'a> {

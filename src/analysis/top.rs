@@ -3,13 +3,11 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::BATCH;
 use super::stimulus::Sign;
 use crate::geometry::Kind;
 use crate::network::preprocess::Inputs;
 use crate::network::{Network, Unit, Workspace};
-
-/// Pictures that go through the network together.
-const BATCH: usize = 96;
 
 /// A frame and how a unit answers it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

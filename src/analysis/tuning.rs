@@ -18,7 +18,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::screen::{BATCH, Screen};
+use super::BATCH;
+use super::screen::Screen;
 use crate::geometry::Kind;
 use crate::network::{Unit, Workspace};
 use fits::{bandwidth_octaves, circular_variance, half_width_deg, log_gaussian, von_mises};

@@ -7,15 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use striate::analysis::Progress;
-use striate::analysis::controls::{Comparison, Control, Row, Settings};
+use striate::analysis::controls::{Comparison, Control, Row, Settings, hash_of};
 use striate::dataset::available_memory;
 use striate::error::Error;
 use striate::files;
 use striate::geometry::Kind;
 use striate::network::checkpoint;
+use striate::report::detectors::{Made, Table};
 use striate::training::State;
 
 use super::Global;
@@ -63,29 +64,6 @@ pub struct ControlsArgs {
     threads: Option<u16>,
 }
 
-/// `RUN/controls/NAME.json`.
-#[derive(Serialize, Deserialize)]
-struct Table {
-    #[serde(flatten)]
-    made: Made,
-    rows: Vec<Row>,
-}
-
-/// What a table is made from: lines of one that was made from the same are kept.
-#[derive(PartialEq, Serialize, Deserialize)]
-struct Made {
-    concept: String,
-    /// See [`checkpoint::identity`].
-    checkpoint: String,
-    positive_sets: Vec<String>,
-    negative_sets: Vec<String>,
-    share_asked: Option<f64>,
-    positives: usize,
-    negatives: usize,
-    concept_frames: Option<String>,
-    settings: Settings,
-}
-
 /// The keys that a file names.
 fn keys(source: &Source) -> anyhow::Result<HashSet<String>> {
     let Source { path, pattern } = source;
@@ -129,7 +107,9 @@ pub fn run(args: ControlsArgs, global: Global) -> anyhow::Result<ExitCode> {
         share_asked: args.labelled.share,
         positives,
         negatives: all - positives,
+        pictures: labelled.fingerprint(),
         concept_frames: args.concept_frames.as_ref().map(Source::to_string),
+        concept_keys: shows_concept.as_ref().map(hash_of),
         settings: settings.clone(),
     };
     let path = args.run.join("controls").join(format!("{concept}.json"));
@@ -160,7 +140,7 @@ pub fn run(args: ControlsArgs, global: Global) -> anyhow::Result<ExitCode> {
         let row = comparison.row(control, &progress);
         bar.finish_and_clear();
         match row? {
-            Some(row) => table.add(row, &path)?,
+            Some(row) => add(&mut table, row, &path)?,
             None => say!("interrupted and saved; the same command goes on"),
         }
         if interrupted.load(Ordering::Relaxed) != 0 {
@@ -201,16 +181,14 @@ fn begun(path: &Path, made: Made) -> anyhow::Result<Table> {
     }
 }
 
-impl Table {
-    /// Adds a line and writes the table.
-    fn add(&mut self, row: Row, path: &Path) -> anyhow::Result<()> {
-        self.rows.push(row);
-        let place = |row: &Row| Control::ALL.iter().position(|control| *control == row.control);
-        self.rows.sort_by_key(place);
-        let folder = path.parent().expect("a file in a folder");
-        fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
-        Ok(files::replace(path, serde_json::to_vec(self).expect("plain data"))?)
-    }
+/// Adds a line and writes the table.
+fn add(table: &mut Table, row: Row, path: &Path) -> anyhow::Result<()> {
+    table.rows.push(row);
+    let place = |row: &Row| Control::ALL.iter().position(|control| *control == row.control);
+    table.rows.sort_by_key(place);
+    let folder = path.parent().expect("a file in a folder");
+    fs::create_dir_all(folder).map_err(Error::io(folder, "create"))?;
+    Ok(files::replace(path, serde_json::to_vec(table).expect("plain data"))?)
 }
 
 /// The table, and where it is.

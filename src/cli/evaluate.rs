@@ -19,6 +19,7 @@ use striate::error::Error;
 use striate::files;
 use striate::geometry::Kind;
 use striate::network::checkpoint::{self, Checkpoint};
+use striate::report::detectors::Evaluated;
 use striate::report::figure;
 
 use super::Global;
@@ -83,7 +84,7 @@ pub fn run(args: EvaluateArgs, global: Global) -> anyhow::Result<()> {
     let made = json!({
         "checkpoint": checkpoint::identity(&checkpoint::latest_of(&args.run)?)?, "settings": settings, "groups": groups,
         "positive_sets": positive_sets, "negative_sets": negative_sets, "share_asked": args.labelled.share,
-        "positives": labelled.positives(), "pictures": labels.len(),
+        "positives": labelled.positives(), "pictures": labelled.fingerprint(),
     });
     let mut parts = PartFile::open(folder.join(format!("{}.parts.jsonl", args.labelled.concept)), &made)?;
     if !parts.kept.is_empty() && !global.quiet {
@@ -194,27 +195,6 @@ fn write_values(
     Ok(files::replace(path, file)?)
 }
 
-/// `RUN/evaluate/NAME.json`.
-#[derive(Serialize)]
-struct Evaluated {
-    concept: String,
-    checkpoint: PathBuf,
-    positive_sets: Vec<String>,
-    negative_sets: Vec<String>,
-    share_asked: Option<f64>,
-    #[serde(flatten)]
-    evaluation: Evaluation,
-}
-
-impl Evaluated {
-    /// The best unit of all.
-    fn best(&self) -> &BestUnit {
-        let accuracy = |unit: &BestUnit| unit.unit.scores.paper.accuracy;
-        let of_groups = self.evaluation.groups.iter().map(|group| &group.best[0]);
-        of_groups.reduce(|a, b| if accuracy(b) > accuracy(a) { b } else { a }).expect("a group")
-    }
-}
-
 /// What stdout gets: all but the list of every unit.
 struct Shortened {
     result: Evaluated,
@@ -238,7 +218,7 @@ fn histogram(concept: &str, best: &BestUnit) -> String {
         100.0 * paper.accuracy,
         paper.threshold
     );
-    let [positives, negatives] = &best.histogram;
+    let [positives, negatives] = &best.unit.histogram;
     let bars = [(concept, &positives[..]), ("others", &negatives[..])];
     figure::histograms(&title, "value of the unit", (min.into(), max.into()), &bars, paper.threshold)
 }

@@ -156,12 +156,12 @@ pub fn histograms(
     title: &str,
     x_name: &str,
     (low, high): (f64, f64),
-    histograms: &[(&str, &[usize])],
+    histograms: &[(&str, &[u32])],
     mark: f64,
 ) -> String {
-    let shares = |counts: &[usize]| -> Vec<f64> {
-        let total = counts.iter().sum::<usize>().max(1) as f64;
-        counts.iter().map(|&count| 100.0 * count as f64 / total).collect()
+    let shares = |counts: &[u32]| -> Vec<f64> {
+        let total = counts.iter().sum::<u32>().max(1);
+        counts.iter().map(|&count| 100.0 * f64::from(count) / f64::from(total)).collect()
     };
     let most = histograms.iter().flat_map(|(_, counts)| shares(counts)).fold(1.0, f64::max);
     let high = if high > low { high } else { low + 1.0 };

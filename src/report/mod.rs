@@ -1,5 +1,6 @@
 //! Results as pictures, and as one HTML file.
 
+pub mod detectors;
 pub mod figure;
 pub mod gallery;
 pub mod invariance;

@@ -5,7 +5,8 @@ use ndarray_rand::rand_distr::{Distribution, Normal};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::analysis::screen::{BATCH, Screen};
+use crate::analysis::BATCH;
+use crate::analysis::screen::Screen;
 use crate::geometry::Kind;
 use crate::network::preprocess::Transform;
 use crate::network::{Unit, Workspace};

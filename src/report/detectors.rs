@@ -1,0 +1,100 @@
+//! The files of the detector test and of its controls: `RUN/evaluate/NAME.json` and `RUN/controls/NAME.json`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::analysis::UnitName;
+use crate::analysis::controls::{Row, Settings};
+use crate::analysis::evaluate::{BestUnit, Evaluation};
+use crate::error::{Error, Result};
+
+/// `RUN/evaluate/NAME.json`: every unit as a detector of one thing.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Evaluated {
+    /// What the thing is called.
+    pub concept: String,
+    /// The checkpoint's folder.
+    pub checkpoint: PathBuf,
+    /// Where the pictures were that show it.
+    pub positive_sets: Vec<String>,
+    /// Where the others were.
+    pub negative_sets: Vec<String>,
+    /// Share of positives asked for.
+    pub share_asked: Option<f64>,
+    /// What came out.
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
+}
+
+impl Evaluated {
+    /// The best unit of all groups.
+    pub fn best(&self) -> &BestUnit {
+        let accuracy = |unit: &BestUnit| unit.unit.scores.paper.accuracy;
+        let of_groups = self.evaluation.groups.iter().map(|group| &group.best[0]);
+        of_groups.reduce(|a, b| if accuracy(b) > accuracy(a) { b } else { a }).expect("a group")
+    }
+
+    /// The best units of each group, the first group's first.
+    pub fn best_units(&self) -> impl Iterator<Item = UnitName> {
+        self.evaluation.groups.iter().flat_map(|group| group.best.iter().map(|best| best.unit.probe.name()))
+    }
+}
+
+/// `RUN/controls/NAME.json`: what other detectors come to on the same pictures.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Table {
+    /// From what.
+    #[serde(flatten)]
+    pub made: Made,
+    /// The lines that are made.
+    pub rows: Vec<Row>,
+}
+
+/// What a table is made from: lines of one that was made from the same are kept.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct Made {
+    /// What the thing is called.
+    pub concept: String,
+    /// See [`identity`](crate::network::checkpoint::identity).
+    pub checkpoint: String,
+    /// Where the pictures were that show it.
+    pub positive_sets: Vec<String>,
+    /// Where the others were.
+    pub negative_sets: Vec<String>,
+    /// Share of positives asked for.
+    pub share_asked: Option<f64>,
+    /// How many show it.
+    pub positives: usize,
+    /// How many do not.
+    pub negatives: usize,
+    /// Which pictures these were, see [`Labelled::fingerprint`](crate::analysis::responses::Labelled::fingerprint).
+    pub pictures: String,
+    /// Where it said which training frames show it.
+    pub concept_frames: Option<String>,
+    /// Which frames these were, see [`hash_of`](crate::analysis::controls::hash_of).
+    pub concept_keys: Option<String>,
+    /// How.
+    pub settings: Settings,
+}
+
+/// Every `*.json` of a folder, in the order of their names; none if there is no such folder.
+///
+/// # Errors
+/// One of them cannot be read, or is not what `command` writes.
+pub fn read_all<T: DeserializeOwned>(folder: &Path, command: &str) -> Result<Vec<T>> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(Vec::new()) };
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    paths.sort();
+    let read = |path: PathBuf| {
+        let text = fs::read(&path).map_err(Error::io(&path, "read"))?;
+        serde_json::from_slice(&text).map_err(|e| {
+            let problem = format!("not what this version's `striate {command}` writes (make it again, or remove it): {e}");
+            Error::bad_file(&path, problem)
+        })
+    };
+    paths.into_iter().map(read).collect()
+}
