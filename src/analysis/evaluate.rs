@@ -271,7 +271,10 @@ fn test(
         progress.add(1);
         let held_out = 0.5 * (halves[0].held_out + halves[1].held_out);
         let histogram = ranked.histogram();
-        (Tested { scores: UnitScores { probe: probes[number], scores, held_out, histogram }, halves }, shuffled)
+        (
+            Tested { scores: UnitScores { probe: probes[number], scores, held_out, histogram }, halves },
+            shuffled,
+        )
     };
     let all: Vec<(Tested, Vec<f64>)> =
         (0..probes.len()).into_par_iter().map_init(Vec::new, of_unit).collect();

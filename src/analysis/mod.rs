@@ -63,7 +63,7 @@ pub fn stages(asked: &[usize], count: usize) -> Result<Vec<usize>> {
 }
 
 /// A unit by name: `stage:map:row:col`, the stage from 1, all else from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct UnitName {
     /// Its stage, from 1.
     pub stage: usize,

@@ -112,12 +112,7 @@ mod tests {
         let (found, p) = (of(1), 1.0 / 500.0);
         assert_eq!(found, of(3));
         let variance: f64 = p * (1.0 - p);
-        let want = [
-            p,
-            variance.sqrt(),
-            (1.0 - 2.0 * p) / variance.sqrt(),
-            (1.0 - 6.0 * variance) / variance,
-        ];
+        let want = [p, variance.sqrt(), (1.0 - 2.0 * p) / variance.sqrt(), (1.0 - 6.0 * variance) / variance];
         let got = [found.mean, found.deviation, found.skewness, found.kurtosis];
         got.iter().zip(want).for_each(|(got, want)| assert!((got / want - 1.0).abs() < 1e-6, "{got} {want}"));
     }

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use striate::analysis::UnitName;
+use striate::analysis::evaluate::Best;
 use striate::analysis::stimulus::{Method, Parameters, Sign, View};
 use striate::frames::FrameStore;
 use striate::geometry::Kind;
 use striate::network::checkpoint;
+use striate::report::detectors::{Evaluated, read_all};
 use striate::report::gallery::{Choice, Gallery, Norm, visualize};
 
 use super::Global;
@@ -36,7 +39,7 @@ pub struct VisualizeArgs {
     /// Only this stage, from 1. May be repeated.
     #[arg(long = "stage", value_name = "N")]
     stages: Vec<usize>,
-    /// Units of each stage, evenly spread over all, or `all`.
+    /// Units of each stage, evenly spread over all, or `all`; the best of each `striate evaluate` of this run come on top.
     #[arg(long, default_value = "64", value_parser = unit_count)]
     units: usize,
     /// Value of a unit: filtered (a), pooled (h) or normalised (y).
@@ -98,11 +101,28 @@ fn not_negative(text: &str) -> Result<f32, String> {
     }
 }
 
+/// Units that `evaluate` found best at something, if it was run: nobody wants to look for them among others.
+fn best_detectors(run: &Path, kind: Kind, global: &Global) -> Vec<UnitName> {
+    let evaluated: Vec<Evaluated> = read_all(&run.join("evaluate"), "evaluate").unwrap_or_else(|e| {
+        global.warn(&[format!("its best units are left out: {e}")]);
+        Vec::new()
+    });
+    // Filtered units are at other places than pooled ones.
+    let is_placed_alike = |group: &Best| (group.group.kind == Kind::A) == (kind == Kind::A);
+    let groups = evaluated.iter().flat_map(|evaluated| &evaluated.evaluation.groups);
+    let best = groups.filter(|group| is_placed_alike(group)).flat_map(|group| &group.best);
+    let mut names: Vec<UnitName> = best.map(|best| best.unit.probe.name()).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
 pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
     global.use_threads(args.threads)?;
     let checkpoint = checkpoint::load_latest(&args.run, false)?;
     let choice = Choice {
         units: args.units,
+        also: best_detectors(&args.run, args.kind, &global),
         stages: args.stages,
         kind: args.kind,
         norms: args.norms,

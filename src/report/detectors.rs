@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::analysis::UnitName;
 use crate::analysis::controls::{Row, Settings};
 use crate::analysis::evaluate::{BestUnit, Evaluation};
 use crate::error::{Error, Result};
@@ -35,11 +34,6 @@ impl Evaluated {
         let accuracy = |unit: &BestUnit| unit.unit.scores.paper.accuracy;
         let of_groups = self.evaluation.groups.iter().map(|group| &group.best[0]);
         of_groups.reduce(|a, b| if accuracy(b) > accuracy(a) { b } else { a }).expect("a group")
-    }
-
-    /// The best units of each group, the first group's first.
-    pub fn best_units(&self) -> impl Iterator<Item = UnitName> {
-        self.evaluation.groups.iter().flat_map(|group| group.best.iter().map(|best| best.unit.probe.name()))
     }
 }
 
@@ -92,7 +86,9 @@ pub fn read_all<T: DeserializeOwned>(folder: &Path, command: &str) -> Result<Vec
     let read = |path: PathBuf| {
         let text = fs::read(&path).map_err(Error::io(&path, "read"))?;
         serde_json::from_slice(&text).map_err(|e| {
-            let problem = format!("not what this version's `striate {command}` writes (make it again, or remove it): {e}");
+            let problem = format!(
+                "not what this version's `striate {command}` writes (make it again, or remove it): {e}"
+            );
             Error::bad_file(&path, problem)
         })
     };

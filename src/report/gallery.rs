@@ -1,36 +1,42 @@
 //! `RUN/visualize`: pictures of first-stage filters, and for units of every stage the preferred stimulus and the frames
 //! that drive it most.
 
+mod gather;
+mod writer;
+
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use image::RgbImage;
-use ndarray::Array3;
 use serde::{Deserialize, Serialize};
 
-use crate::analysis::stimulus::{
-    Effort, Ended, Method, Parameters, Search, Sign, Start, Stimulus, View, Wanted, best_stimuli, why_flat,
-};
-use crate::analysis::top::{Answer, Ranking, top_frames};
-use crate::analysis::{self, Progress};
+use crate::analysis::statistics::Statistics;
+use crate::analysis::stimulus::{Effort, Ended, Method, Parameters, Sign, Start, View};
+use crate::analysis::{self, Progress, UnitName};
 use crate::dataset::{Dataset, available_memory};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::geometry::Kind;
 use crate::network::checkpoint::Checkpoint;
-use crate::network::preprocess::{Inputs, Whitening};
+use crate::network::preprocess::Inputs;
 use crate::network::{Network, Unit, Weights};
-use crate::picture::{captioned_png, filters, grid, pixel_tile, save_png, signed_tile, spread};
+use crate::picture::{filters, save_png, spread};
+use gather::Gathering;
+use writer::Writer;
 
 /// Units on the sheet of a stage: more would be too large a picture to open.
 const SHEET_UNITS: usize = 512;
+
+/// Frames on which units are compared with each other.
+pub const SIGNATURE_FRAMES: usize = 256;
 
 /// What to visualise, and how.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
     /// Units of each stage, evenly spread over all; 0 for all.
     pub units: usize,
+    /// Further units, such as the best detectors of something.
+    pub also: Vec<UnitName>,
     /// Stages, from 1; none for all.
     pub stages: Vec<usize>,
     /// Which value of a unit.
@@ -74,6 +80,17 @@ impl Choice {
             }
         }
         analysis::stages(&self.stages, count)
+    }
+
+    /// The units of a stage of this choice, in the network's order.
+    fn units_of(&self, network: &Network, stage: usize) -> Vec<Unit> {
+        let all = network.units(stage, self.kind);
+        let mut chosen = vec![false; all.len()];
+        spread((0..all.len()).collect(), self.units).into_iter().for_each(|at| chosen[at] = true);
+        for name in self.also.iter().filter(|name| name.stage == stage + 1) {
+            all.iter().position(|unit| *unit == name.unit).into_iter().for_each(|at| chosen[at] = true);
+        }
+        all.into_iter().zip(chosen).filter(|(_, chosen)| *chosen).map(|(unit, _)| unit).collect()
     }
 
     /// Units that are searched for together, so that their pictures, of so many values, take no more than an eighth of the free memory:
@@ -140,6 +157,15 @@ pub struct UnitPage {
     pub top: Vec<TopFrame>,
     /// PNG of those frames in a row, relative to the folder.
     pub top_picture: PathBuf,
+    /// The frames with its lowest values, from the lowest.
+    pub bottom: Vec<TopFrame>,
+    /// PNG of those.
+    pub bottom_picture: PathBuf,
+    /// Its values over all frames.
+    pub over_frames: Statistics,
+    /// Its values on [`SIGNATURE_FRAMES`] frames, or all if there are fewer, evenly spread: less their mean, and 127 for the
+    /// largest. The correlation of two units' signatures says how alike they respond.
+    pub signature: Vec<i8>,
 }
 
 /// One preferred stimulus.
@@ -266,7 +292,7 @@ pub fn visualize(
             continue;
         }
         let before = pages.len();
-        let units = spread(network.units(stage, choice.kind), choice.units);
+        let units = choice.units_of(network, stage);
         let mut writer = Writer { folder: &partial, checkpoint, dataset, choice, sheet: Vec::new() };
         let blocks = units.chunks(choice.units_at_once(dataset.shape.len()));
         for (number, block) in (1..).zip(blocks.clone()) {
@@ -277,8 +303,8 @@ pub fn visualize(
             let (gathered, effort) = search.run(stage, block, &what)?;
             searched[stage] += effort;
             progress.begin(&format!("{what}: pictures"), block.len());
-            for (unit, (top, found)) in block.iter().zip(gathered) {
-                pages.push(writer.page(stage, *unit, &found, &top)?);
+            for (unit, gathered) in block.iter().zip(gathered) {
+                pages.push(writer.page(stage, *unit, gathered)?);
                 progress.add(1);
             }
         }
@@ -356,204 +382,4 @@ impl DoneStage {
     fn write(&self, folder: &Path, stage: usize) -> Result<()> {
         files::replace(&Self::path(folder, stage), serde_json::to_vec(self).expect("plain data"))
     }
-}
-
-/// What was found of a unit: the frames that drive it most, and its stimuli.
-type Gathered = (Vec<Answer>, Vec<Found>);
-
-/// What looks for the frames and stimuli of some units of a stage.
-struct Gathering<'a> {
-    network: &'a Network,
-    whitening: &'a Whitening,
-    inputs: &'a Inputs<'a>,
-    choice: &'a Choice,
-    /// Norms of the stimuli, in the order asked for.
-    norms: &'a [f32],
-    progress: &'a Progress,
-}
-
-impl Gathering<'_> {
-    /// What is found of each of these units.
-    fn run(&self, stage: usize, units: &[Unit], what: &str) -> Result<(Vec<Gathered>, Effort)> {
-        let Gathering { network, whitening, inputs, choice, norms, progress } = *self;
-        let at = (stage, choice.kind);
-        let ranked = |ranking| top_frames(network, inputs, at, units, ranking, |n| progress.add(n));
-        progress.begin(&format!("{what}: frames"), inputs.len());
-        let tops = ranked(Ranking { sign: Sign::Positive, norm: None, keep: choice.top });
-        let mut gathered: Vec<Gathered> = tops.into_iter().map(|top| (top, Vec::new())).collect();
-        let mut all = Effort::default();
-        for (&asked, &norm) in choice.norms.iter().zip(norms) {
-            for &sign in &choice.signs {
-                progress.begin(&format!("{what}: frames of norm {norm:.3}"), inputs.len());
-                let frames = ranked(Ranking { sign, norm: Some(norm), keep: choice.from_frames.max(1) });
-                let starts = frames
-                    .iter()
-                    .map(|top| starting_pictures(inputs, &top[..choice.from_frames.min(top.len())]));
-                let starts: Vec<_> = units.iter().copied().zip(starts).collect();
-                let search = Search {
-                    method: choice.method,
-                    evaluations: choice.evaluations,
-                    view: choice.view,
-                    ..Search::new(norm)
-                };
-                let (optima, repulsion) = (choice.optima, choice.repulsion);
-                let wanted = Wanted { sign, restarts: choice.restarts, optima, repulsion, seed: choice.seed };
-                let searches = (choice.restarts + choice.from_frames) * units.len() * optima.max(1);
-                progress.begin(&format!("{what}: searches at norm {norm:.3}"), searches);
-                let (stimuli, effort) =
-                    best_stimuli(network, whitening, at, &starts, &search, &wanted, |n| progress.add(n))?;
-                all += effort;
-                for (((_, found), stimuli), top) in gathered.iter_mut().zip(stimuli).zip(&frames) {
-                    let best_frame = top.first().map(|answer| answer.value);
-                    found.extend((1..).zip(stimuli).map(|(optimum, (stimulus, start))| Found {
-                        asked,
-                        norm,
-                        optimum,
-                        stimulus,
-                        start,
-                        best_frame,
-                    }));
-                }
-            }
-        }
-        Ok((gathered, all))
-    }
-}
-
-/// A stimulus of a unit.
-struct Found {
-    asked: Norm,
-    norm: f32,
-    optimum: usize,
-    stimulus: Stimulus,
-    start: Start,
-    /// The most extreme value of a frame of this norm.
-    best_frame: Option<f32>,
-}
-
-/// Frames as the network takes them, but those that are zero everywhere.
-fn starting_pictures(inputs: &Inputs, answers: &[Answer]) -> Vec<Array3<f32>> {
-    let frames = answers.iter().map(|answer| inputs.picture(answer.frame));
-    frames.filter(|frame| frame.iter().any(|&x| x != 0.0)).collect()
-}
-
-/// Writes the pictures of one stage's units.
-struct Writer<'a> {
-    folder: &'a Path,
-    checkpoint: &'a Checkpoint,
-    dataset: &'a Dataset,
-    choice: &'a Choice,
-    /// Tiles of the first units, a row for each.
-    sheet: Vec<RgbImage>,
-}
-
-impl Writer<'_> {
-    fn page(&mut self, stage: usize, unit: Unit, found: &[Found], top: &[Answer]) -> Result<UnitPage> {
-        let name = format!("map{:03}-row{:02}-col{:02}", unit.map, unit.row, unit.col);
-        let folder = PathBuf::from(format!("stage{}", stage + 1));
-        let full = self.folder.join(&folder);
-        fs::create_dir_all(&full).map_err(Error::io(&full, "create"))?;
-        let shape = self.dataset.shape;
-        let row = self.sheet.len();
-        let mut stimuli = Vec::new();
-        for (number, found) in (1..).zip(found) {
-            stimuli.push(self.stimulus(stage, found, &folder.join(format!("{name}-stimulus{number}")))?);
-        }
-        // A unit may have fewer stimuli than others: the frames stand in one column all the same.
-        let blank = RgbImage::from_pixel(shape.cols as u32, shape.rows as u32, image::Rgb([24; 3]));
-        self.sheet.resize(row + self.stimulus_tiles(), blank.clone());
-        let tile =
-            |a: &Answer| pixel_tile(&self.dataset.pixels(a.frame), shape.channels, shape.rows, shape.cols);
-        let tiles: Vec<RgbImage> = top.iter().map(tile).collect();
-        let top_picture = folder.join(format!("{name}-top.png"));
-        save_png(&grid(&tiles, tiles.len(), 1), &self.folder.join(&top_picture))?;
-        self.sheet.extend(tiles);
-        self.sheet.resize(row + self.stimulus_tiles() + self.choice.top, blank);
-        self.sheet.truncate(SHEET_UNITS * (self.stimulus_tiles() + self.choice.top));
-        let frame = |a: &Answer| TopFrame { key: self.dataset.keys[a.frame].clone(), value: a.value };
-        let top = top.iter().map(frame).collect();
-        Ok(UnitPage { stage: stage + 1, unit, stimuli, top, top_picture })
-    }
-
-    /// Tiles of a row that stimuli take: each as pixels and as the network sees it.
-    fn stimulus_tiles(&self) -> usize {
-        2 * self.choice.norms.len() * self.choice.signs.len() * self.choice.optima.max(1)
-    }
-
-    /// Writes a stimulus as `NAME-pixels.png` and `NAME-preprocessed.png`.
-    fn stimulus(&mut self, stage: usize, found: &Found, name: &Path) -> Result<StimulusPage> {
-        let Checkpoint { network, whitening, .. } = self.checkpoint;
-        let Found { stimulus, norm, .. } = found;
-        let is_flat = stimulus.is_flat();
-        let (mut paths, enhanced) = ([None, None], self.choice.view.label());
-        if !is_flat {
-            let pixels = stimulus.pixels.clone();
-            let pixels = pixels.unwrap_or_else(|| whitening.unwhiten(stimulus.image.view()));
-            let views = [("pixels", pixels.view()), ("preprocessed", stimulus.image.view())];
-            for ((view, values), path) in views.into_iter().zip(&mut paths) {
-                let (tile, file) = (signed_tile(values), format!("{}-{view}.png", name.display()));
-                let caption = self.caption(stage, found, view);
-                let full = self.folder.join(&file);
-                fs::write(&full, captioned_png(&tile, Some(&caption))).map_err(Error::io(&full, "write"))?;
-                self.sheet.push(tile);
-                *path = Some(file.into());
-            }
-            debug_assert!((norm_of(&stimulus.image) / f64::from(*norm) - 1.0).abs() < 1e-5);
-        }
-        let [pixels, preprocessed] = paths;
-        let number = |value: f32| (!is_flat).then_some(value);
-        Ok(StimulusPage {
-            asked: found.asked,
-            norm: f64::from(*norm),
-            sign: stimulus.sign,
-            optimum: found.optimum,
-            value: number(stimulus.value),
-            start: found.start,
-            start_value: number(stimulus.start_value),
-            best_frame_value: found.best_frame,
-            evaluations: stimulus.evaluations,
-            ended: stimulus.ended,
-            flat: is_flat.then(|| why_flat(network, stage, self.choice.kind, stimulus.unit)),
-            pixels,
-            preprocessed,
-            enhanced,
-        })
-    }
-
-    /// What a picture's metadata say it is.
-    fn caption(&self, stage: usize, found: &Found, view: &str) -> String {
-        let Stimulus { unit, sign, value, .. } = &found.stimulus;
-        let way = if *sign == Sign::Positive { "highest" } else { "lowest" };
-        let mut caption = format!(
-            "preferred stimulus of stage {}, map {}, row {}, column {}: the {way} value found at norm {:.4}, {value}; {}",
-            stage + 1,
-            unit.map,
-            unit.row,
-            unit.col,
-            found.norm,
-            match view {
-                "pixels" if self.checkpoint.whitening.mixes_pixels() => "mapped back to pixels",
-                "pixels" => "as pixels",
-                _ => "as the network sees it",
-            }
-        );
-        if let Some(label) = self.choice.view.label() {
-            caption += &format!("; {label}");
-        }
-        caption
-    }
-
-    /// A sheet of the first units: a row each.
-    fn save_sheet(&self, stage: usize) -> Result<()> {
-        let width = self.sheet.first().map_or(1, |tile| tile.width());
-        let columns = self.stimulus_tiles() + self.choice.top;
-        save_png(
-            &grid(&self.sheet, columns, (64 / width).max(1)),
-            &self.folder.join(format!("stage{stage}.png")),
-        )
-    }
-}
-
-fn norm_of(image: &Array3<f32>) -> f64 {
-    image.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
 }
