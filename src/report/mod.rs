@@ -1,11 +1,12 @@
 //! Results as pictures, and as one HTML file.
 
+mod data;
 pub mod detectors;
 pub mod figure;
 pub mod gallery;
 pub mod invariance;
 mod page;
 pub mod tuning;
-mod units;
 
-pub use page::write_report;
+pub use data::{Findings, Pictures};
+pub use page::{Report, write_report};

@@ -1,16 +1,22 @@
-//! A run as one HTML file that needs nothing else: `templates/report.html` filled in.
+//! A run as a page: `templates/report.html` filled in. As a file it has everything in itself and needs nothing else.
 
 use std::fs;
 use std::path::Path;
 
 use askama::Template;
 
+use super::data::{Findings, Format, Pictures, embedded};
+use super::detectors::{Evaluated, Table, read_all};
 use super::figure::{Curve, curves, grouped, significant};
-use super::units::{GalleryView, view};
+use super::gallery::Gallery;
+use crate::analysis::UnitName;
+use crate::analysis::evaluate::Best;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::geometry::Kind;
 use crate::network::{StageCost, checkpoint, costs};
+use crate::picture::{FILTERS_ACROSS, FILTERS_SHOWN};
 use crate::training::State;
 use crate::training::monitor::{LogLine, StageLine, read_log};
 
@@ -30,7 +36,72 @@ struct Page {
     network: Vec<StageRow>,
     settings: String,
     losses: Vec<StageLosses>,
-    gallery: Option<GalleryView>,
+    /// Whether units and pictures are asked for from a server.
+    is_served: bool,
+    detectors: Vec<DetectorTable>,
+    /// Which units and frames these are, if there are any.
+    gallery: Option<String>,
+    whitened: bool,
+    /// The list of units as JSON, if the page has it in itself.
+    listing: Option<String>,
+    map: Option<MapView>,
+    controls: Vec<ControlTable>,
+    filters_layout: String,
+    filters: Vec<Filters>,
+}
+
+/// The best units of each group for one concept.
+struct DetectorTable {
+    name: String,
+    positives: String,
+    negatives: String,
+    always_no: String,
+    rows: Vec<DetectorRow>,
+}
+
+struct DetectorRow {
+    stage: usize,
+    kind: Kind,
+    count: String,
+    unit: UnitName,
+    is_shown: bool,
+    accuracy: String,
+    interval: String,
+    held_out: String,
+    auc: String,
+    chance: String,
+}
+
+/// What other detectors come to.
+struct ControlTable {
+    name: String,
+    positives: String,
+    negatives: String,
+    rows: Vec<ControlRow>,
+}
+
+struct ControlRow {
+    title: &'static str,
+    count: String,
+    accuracy: String,
+    /// The same as a width.
+    share: String,
+    held_out: String,
+    auc: String,
+    which: String,
+}
+
+/// A map of frames.
+struct MapView {
+    about: String,
+    json: String,
+}
+
+/// A grid of filters.
+struct Filters {
+    name: &'static str,
+    /// Its address.
+    picture: String,
 }
 
 struct Fact {
@@ -62,45 +133,178 @@ struct Chart {
     svg: String,
 }
 
-/// Writes `run` as the HTML file `out`: losses, and what [`visualize`](super::gallery::visualize) made if it did.
-/// An older file is replaced only by a complete one.
+/// Writes `run` as the HTML file `out`: losses, and what [`visualize`](super::gallery::visualize) and the other analyses made of it
+/// if they did. An older file is replaced only by a complete one.
 ///
 /// Returns the file's bytes and how many units it shows.
 ///
 /// # Errors
 /// The folder is no run, its log or pictures are missing or damaged, or the file cannot be written.
 pub fn write_report(run: &Path, out: &Path) -> Result<(u64, usize)> {
-    if !run.is_dir() {
-        return Err(Error::bad_file(run, "not a run: no such folder"));
-    }
-    let Some(folder) = checkpoint::latest(run) else {
-        return Err(Error::bad_file(run, "not a run: it has no checkpoint"));
-    };
-    let state: State = checkpoint::read_state(&folder)?;
-    let config = RunConfig::load(&run.join("config.toml"), &[])?;
-    let log = read_log(run)?;
-    let pictures = run.join("visualize");
-    let gallery = if pictures.exists() { Some(view(&pictures, &config)?) } else { None };
-    let units = gallery.as_ref().map_or(0, GalleryView::len);
-
-    let full = fs::canonicalize(run).map_err(Error::io(run, "look at"))?;
-    let name = full.file_name().map_or_else(|| full.display().to_string(), |n| n.display().to_string());
-    let stages = costs(&config);
-    let shape = config.input_shape();
-    let page = Page {
-        version: env!("CARGO_PKG_VERSION"),
-        name,
-        path: run.display().to_string(),
-        facts: facts(&config, &stages, &state),
-        input: format!("{}x{}", shape.cols, shape.rows),
-        network: (1..).zip(&stages).map(stage_row).collect(),
-        settings: config.to_toml(),
-        losses: (1..=stages.len()).filter_map(|stage| stage_losses(&log, stage)).collect(),
-        gallery,
-    };
-    let html = page.render().expect("rendering into memory cannot fail");
+    let Report { html, findings } = Report::new(run, Pictures::Embedded)?;
     files::replace(out, &html)?;
-    Ok((html.len() as u64, units))
+    Ok((html.len() as u64, findings.units().len()))
+}
+
+/// A run's page, and what it shows.
+pub struct Report {
+    /// The page.
+    pub html: String,
+    /// What a page asks its server for, if it does not have it in itself.
+    pub findings: Findings,
+}
+
+impl Report {
+    /// The page of the run in a folder.
+    ///
+    /// # Errors
+    /// The folder is no run, or its log or pictures are missing or damaged.
+    pub fn new(run: &Path, pictures: Pictures) -> Result<Report> {
+        if !run.is_dir() {
+            return Err(Error::bad_file(run, "not a run: no such folder"));
+        }
+        let Some(folder) = checkpoint::latest(run) else {
+            return Err(Error::bad_file(run, "not a run: it has no checkpoint"));
+        };
+        let state: State = checkpoint::read_state(&folder)?;
+        let config = RunConfig::load(&run.join("config.toml"), &[])?;
+        let log = read_log(run)?;
+        let findings = Findings::read(run, &config)?;
+        let controls: Vec<Table> = read_all(&run.join("controls"), "controls")?;
+        let listing = match pictures {
+            Pictures::Embedded => findings.listing(pictures)?.map(|listing| script_json(&listing)),
+            Pictures::Served => None,
+        };
+        let full = fs::canonicalize(run).map_err(Error::io(run, "look at"))?;
+        let name = full.file_name().map_or_else(|| full.display().to_string(), |n| n.display().to_string());
+        let stages = costs(&config);
+        let shape = config.input_shape();
+        let gallery = findings.gallery.as_ref();
+        let page = Page {
+            version: env!("CARGO_PKG_VERSION"),
+            name,
+            path: run.display().to_string(),
+            facts: facts(&config, &stages, &state),
+            input: format!("{}x{}", shape.cols, shape.rows),
+            network: (1..).zip(&stages).map(stage_row).collect(),
+            settings: config.to_toml(),
+            losses: (1..=stages.len()).filter_map(|stage| stage_losses(&log, stage)).collect(),
+            is_served: pictures == Pictures::Served,
+            detectors: findings.evaluated.iter().map(|one| detector_table(one, &findings)).collect(),
+            gallery: gallery.map(about),
+            whitened: gallery.is_some_and(|gallery| gallery.whitened),
+            listing,
+            map: None,
+            controls: controls.iter().map(control_table).collect(),
+            filters_layout: filters_layout(&config),
+            filters: if gallery.is_some() { filters(&findings.folder)? } else { Vec::new() },
+        };
+        Ok(Report { html: page.render().expect("rendering into memory cannot fail"), findings })
+    }
+}
+
+/// JSON that can stand in a `script` element.
+fn script_json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("plain data").replace('<', "\\u003c")
+}
+
+/// Which units and frames these are.
+fn about(gallery: &Gallery) -> String {
+    let kind = match gallery.choice.kind {
+        Kind::A => "filter responses (a)",
+        Kind::H => "pooled responses (h)",
+        Kind::Y => {
+            "pooled and contrast-normalised responses (y), below zero where a unit responds less than those around it"
+        }
+    };
+    format!(
+        "{} units of {}, each of which was shown {} frames of {}. Values are {kind}.",
+        grouped(gallery.units.len() as u64),
+        grouped(gallery.stage_units.iter().sum::<usize>() as u64),
+        grouped(gallery.frame_count as u64),
+        gallery.frames.display()
+    )
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+fn detector_table(evaluated: &Evaluated, findings: &Findings) -> DetectorTable {
+    let evaluation = &evaluated.evaluation;
+    let row = |group: &Best| {
+        let best = &group.best[0];
+        let name = best.unit.probe.name();
+        let is_this = |unit: &super::gallery::UnitPage| unit.stage == name.stage && unit.unit == name.unit;
+        DetectorRow {
+            stage: name.stage,
+            kind: group.group.kind,
+            count: grouped(group.units as u64),
+            unit: name,
+            is_shown: findings.units().iter().any(is_this),
+            accuracy: percent(best.unit.scores.paper.accuracy),
+            interval: best
+                .accuracy_interval
+                .map_or(String::new(), |[low, high]| format!("{:.1} to {:.1} %", 100.0 * low, 100.0 * high)),
+            held_out: percent(group.held_out),
+            auc: format!("{:.3}", best.unit.scores.auc),
+            chance: group.chance.map_or(String::new(), |chance| percent(chance.percentile_95)),
+        }
+    };
+    DetectorTable {
+        name: evaluated.concept.clone(),
+        positives: grouped(evaluation.positives as u64),
+        negatives: grouped(evaluation.negatives as u64),
+        always_no: percent(evaluation.always_no),
+        rows: evaluation.groups.iter().map(row).collect(),
+    }
+}
+
+fn control_table(table: &Table) -> ControlTable {
+    let row = |row: &crate::analysis::controls::Row| {
+        let mut which: Vec<String> = row.best.iter().chain(&row.note).cloned().collect();
+        if !row.others.is_empty() {
+            let others: Vec<String> = row.others.iter().map(|&other| percent(other)).collect();
+            which.push(format!("other seeds {}", others.join(", ")));
+        }
+        ControlRow {
+            title: row.control.title(),
+            count: grouped(row.detectors as u64),
+            accuracy: percent(row.accuracy),
+            share: format!("{:.1}", 100.0 * row.accuracy),
+            held_out: percent(row.held_out),
+            auc: row.scores.map_or(String::new(), |scores| format!("{:.3}", scores.auc)),
+            which: which.join("; "),
+        }
+    };
+    ControlTable {
+        name: table.made.concept.clone(),
+        positives: grouped(table.made.positives as u64),
+        negatives: grouped(table.made.negatives as u64),
+        rows: table.rows.iter().map(row).collect(),
+    }
+}
+
+fn filters(folder: &Path) -> Result<Vec<Filters>> {
+    let files = [("Encoder", "filters-encoder.png"), ("Decoder", "filters-decoder.png")];
+    let read = |(name, file): (&'static str, &str)| {
+        Ok(Filters { name, picture: embedded(folder, Path::new(file), Format::Exact)? })
+    };
+    files.into_iter().map(read).collect()
+}
+
+/// How the grid of filters is to be read.
+fn filters_layout(config: &RunConfig) -> String {
+    let shape = config.shapes()[0];
+    let (maps, positions) = (shape.filtered.channels, shape.positions());
+    let across = maps.min(FILTERS_ACROSS);
+    let which =
+        if across < maps { format!("the first {across} of {maps} maps") } else { format!("{maps} maps") };
+    let shown = (FILTERS_SHOWN / across).clamp(1, positions);
+    format!(
+        "Each {across} tiles side by side are {which} at one position; the {shown} positions, of {positions}, \
+         are spread over the picture from its middle to its border."
+    )
 }
 
 fn facts(config: &RunConfig, stages: &[StageCost], state: &State) -> Vec<Fact> {

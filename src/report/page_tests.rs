@@ -1,8 +1,10 @@
 use std::path::PathBuf;
 
 use image::{Rgb, RgbImage};
+use serde_json::{Value, json};
 
 use super::*;
+use crate::analysis::statistics::Statistics;
 use crate::analysis::stimulus::{Effort, Ended, Method, Sign, Start, View};
 use crate::geometry::Kind;
 use crate::network::Unit;
@@ -48,7 +50,8 @@ fn run() -> tempfile::TempDir {
 fn visualized(run: &Path) {
     let folder = run.join("visualize");
     fs::create_dir_all(&folder).unwrap();
-    let names = ["filters-encoder.png", "filters-decoder.png", "pixels.png", "seen.png", "top.png"];
+    let names =
+        ["filters-encoder.png", "filters-decoder.png", "pixels.png", "seen.png", "top.png", "bottom.png"];
     for (value, name) in (0..).zip(names) {
         save_png(&RgbImage::from_pixel(4, 4, Rgb([value; 3])), &folder.join(name)).unwrap();
     }
@@ -74,11 +77,16 @@ fn visualized(run: &Path) {
         stimuli: vec![stimulus(flat)],
         top: vec![TopFrame { key: HOSTILE.into(), value: 2.5 }],
         top_picture: "top.png".into(),
+        bottom: vec![TopFrame { key: "dull".into(), value: -1.5 }],
+        bottom_picture: "bottom.png".into(),
+        over_frames: Statistics { mean: 0.5, deviation: 0.25, skewness: 1.0, kurtosis: 12.345678 },
+        signature: vec![-127, 3, 0],
     };
     let stages = RunConfig::load(&run.join("config.toml"), &[]).unwrap().stages.len();
     let gallery = Gallery {
         choice: Choice {
             units: 2,
+            also: vec![],
             stages: vec![],
             kind: Kind::Y,
             norms: vec![Norm::Fixed(1.0)],
@@ -103,6 +111,13 @@ fn visualized(run: &Path) {
     fs::write(folder.join("units.json"), serde_json::to_string(&gallery).unwrap()).unwrap();
 }
 
+/// The list of units that the page has in itself.
+fn listing(html: &str) -> Value {
+    let begin = html.find("id=\"data\">").unwrap() + "id=\"data\">".len();
+    let text = html[begin..].split("</script>").next().unwrap();
+    serde_json::from_str(text).unwrap()
+}
+
 fn written(run: &Path) -> (String, usize) {
     let out = run.join("report.html");
     let (bytes, units) = write_report(run, &out).unwrap();
@@ -121,7 +136,7 @@ fn without_pictures_it_shows_losses_and_says_how_to_make_the_rest() {
     for text in ["Loss 2.80 at step 10, 2.40 at step 20", "1,234", "1 h 2 min", "seed 7"] {
         assert!(html.contains(text), "{text}");
     }
-    assert!(!html.contains("<img") && !html.contains("<script"));
+    assert!(!html.contains("<img") && !html.contains("type=\"application/json\""));
 }
 
 #[test]
@@ -129,14 +144,30 @@ fn units_have_their_values_and_a_flat_one_says_so_and_shows_none() {
     let run = run();
     visualized(run.path());
     let (html, units) = written(run.path());
-    assert_eq!((units, html.matches("<article").count()), (2, 2));
-    for text in ["data-gain=\"1\"", "start 0.500 from a top frame", "best frame 2.00 (+1.00)"] {
-        assert_eq!(html.matches(text).count(), 1, "{text}");
-    }
-    assert!(html.contains("no gradient to climb: a dead unit."));
-    // Two of filters, two of the stimulus, two of top frames.
-    assert_eq!((html.matches("<img").count(), html.matches("No stimulus at norm 1").count()), (6, 1));
-    assert_eq!(html.matches("alt=\"").count(), 6);
+    let listing = listing(&html);
+    let all = listing["units"].as_array().unwrap();
+    assert_eq!((units, all.len()), (2, 2));
+    let (unit, flat) = (&all[0], &all[1]);
+    assert_eq!((&unit["name"], &unit["value"], &unit["gain"]), (&json!("1:0:0:2"), &json!(3.0), &json!(1.0)));
+    // Four digits that count are enough to look at.
+    assert_eq!((&unit["kurtosis"], &unit["signature"]), (&json!(12.35), &json!("gQMA")));
+    let stimulus = &unit["page"]["stimuli"][0];
+    assert_eq!(
+        (&stimulus["start"], &stimulus["best_frame"]),
+        (&json!("0.500 from a top frame"), &json!(2.0))
+    );
+    // The picture of the list is not in the page once more.
+    assert!(unit["stimulus"].as_str().unwrap().starts_with("data:image/png;base64,"));
+    assert!(stimulus["pixels"].is_null() && stimulus["seen"].is_string());
+    let frames = [&unit["top"], &unit["page"]["bottom"]];
+    assert_eq!(frames.map(|row| &row["values"]), [&json!([2.5]), &json!([-1.5])]);
+    assert!(frames.iter().all(|row| row["picture"].as_str().unwrap().starts_with("data:image/jpeg;base64,")));
+    assert_eq!(
+        (&flat["stimulus"], &flat["page"]["stimuli"][0]["flat"]),
+        (&json!(null), &json!("a dead unit"))
+    );
+    // Filters alone are in the page without its script.
+    assert_eq!((html.matches("<img").count(), html.matches("alt=\"").count()), (2, 2));
 }
 
 #[test]
@@ -145,14 +176,16 @@ fn names_cannot_become_markup() {
     visualized(run.path());
     let html = written(run.path()).0;
     assert!(!html.contains(HOSTILE) && !html.contains("<script>alert"));
-    assert!(html.contains("&#60;script&#62;alert("));
+    assert!(html.contains("&#60;script&#62;alert(") && html.contains("\\u003cscript>alert("));
+    assert_eq!(listing(&html)["units"][0]["top"]["keys"][0], HOSTILE);
 }
 
 #[test]
 fn the_page_refers_to_nothing_outside_itself() {
     let run = run();
     visualized(run.path());
-    let html = written(run.path()).0.replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
+    // The name of SVG, and the map's own sheet of thumbnails.
+    let html = written(run.path()).0.replace("\"http://www.w3.org/2000/svg\"", "").replace("url(${", "");
     for outside in ["http:", "https:", "url(", "@import", "<link"] {
         assert!(!html.contains(outside), "{outside}");
     }
