@@ -36,6 +36,7 @@ pub use quality::{Dropped, Duplicates, Filters, Quality, quality};
 pub use record::{
     DropCounts, FRAME_COLUMNS, FrameMetadata, FrameRecord, INPUT_COLUMNS, InputRecord, Outcome, Region,
 };
+pub(crate) use sheet::write as write_text;
 pub use sheet::{SheetOptions, sheet};
 pub use spool::Spool;
 pub use store::FrameStore;

@@ -60,6 +60,11 @@ pub fn grid(tiles: &[RgbImage], columns: usize, zoom: u32) -> RgbImage {
     out
 }
 
+/// Each pixel as a square of `zoom` pixels.
+pub fn enlarged(tile: &RgbImage, zoom: u32) -> RgbImage {
+    RgbImage::from_fn(tile.width() * zoom, tile.height() * zoom, |x, y| *tile.get_pixel(x / zoom, y / zoom))
+}
+
 /// Writes a PNG.
 ///
 /// # Errors

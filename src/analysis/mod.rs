@@ -4,6 +4,7 @@
 pub mod controls;
 pub mod detector;
 pub mod evaluate;
+pub mod explain;
 pub mod invariance;
 pub mod responses;
 pub mod screen;

@@ -130,7 +130,8 @@ fn shortened(text: &str, width: usize) -> String {
     letters[..start].iter().chain(&['.', '.']).chain(&letters[letters.len() - end..]).collect()
 }
 
-fn write(sheet: &mut RgbImage, text: &str, left: u32, top: u32, colour: Rgb<u8>) {
+/// Writes a line of text, in letters of 8x8 pixels; what lies outside is cut off.
+pub(crate) fn write(sheet: &mut RgbImage, text: &str, left: u32, top: u32, colour: Rgb<u8>) {
     for (place, letter) in text.chars().enumerate() {
         let glyph = font8x8::BASIC_FONTS.get(letter).or_else(|| font8x8::LATIN_FONTS.get(letter));
         let glyph = glyph.or_else(|| font8x8::BASIC_FONTS.get('?')).unwrap_or_default();

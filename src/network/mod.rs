@@ -147,7 +147,12 @@ impl Network {
 
     /// The same, but of stage `last` only as far as `kind`: what its values of that kind need.
     pub fn forward_to(&self, work: &mut Workspace, last: usize, kind: Kind) {
-        for index in 0..last {
+        self.forward_from(work, 0, last, kind);
+    }
+
+    /// The same from what stage `first` takes, which is in [`Workspace::input_of`] then.
+    pub fn forward_from(&self, work: &mut Workspace, first: usize, last: usize, kind: Kind) {
+        for index in first..last {
             self.encode(work, index, Kind::Y);
         }
         self.encode(work, last, kind);
@@ -165,6 +170,13 @@ impl Network {
         if kind == Kind::Y {
             kernels.normalise(stage, acts, pictures);
         }
+    }
+
+    /// The same network but for some stages (from 0), which are those of `other`. It can only encode.
+    pub fn with_stages_of(&self, other: &Network, stages: &[usize]) -> Network {
+        let of = |index: usize| if stages.contains(&index) { other } else { self };
+        let stages = (0..self.stages.len()).map(|index| of(index).stages[index].encoder()).collect();
+        Network { cpu: self.cpu, input: self.input, stages }
     }
 
     /// Size of one sublayer's maps.
@@ -269,6 +281,22 @@ impl Workspace {
     pub fn unpack(&self, maps: &[f32], shape: MapShape) -> Array4<f32> {
         let size = (self.pictures, shape.channels, shape.rows, shape.cols);
         Array4::from_shape_fn(size, |(lane, c, y, x)| maps[shape.place(c, y, x) * self.lanes + lane])
+    }
+
+    /// What a stage takes, in maps `[row, column, channel, lane]`: the pictures, or the outputs of the stage below.
+    pub fn input_of(&mut self, stage: usize) -> &mut Buffer {
+        match stage.checked_sub(1) {
+            Some(below) => &mut self.stages[below].y,
+            None => &mut self.input,
+        }
+    }
+
+    /// Gradient with respect to that, made by [`Network::gradient_to`].
+    pub fn input_gradient_of(&self, stage: usize) -> &Buffer {
+        match stage.checked_sub(1) {
+            Some(below) => &self.stages[below].dy,
+            None => &self.input_gradient,
+        }
     }
 
     /// A stage's input and its activations.

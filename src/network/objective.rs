@@ -85,6 +85,11 @@ impl Network {
     ///
     /// `units` names a unit of `stage` for each picture; [`Network::forward`] to that stage must have been run.
     pub fn input_gradient(&self, work: &mut Workspace, stage: usize, kind: Kind, units: &[Unit]) {
+        self.gradient_to(work, 0, stage, kind, units);
+    }
+
+    /// The same with respect to what stage `first` takes, into [`Workspace::input_gradient_of`] it.
+    pub fn gradient_to(&self, work: &mut Workspace, first: usize, stage: usize, kind: Kind, units: &[Unit]) {
         assert_eq!(units.len(), work.pictures, "one unit for each picture");
         let (shape, lanes) = (self.shape(stage, kind), work.lanes);
         let acts = &mut work.stages[stage];
@@ -97,7 +102,7 @@ impl Network {
         for (lane, unit) in units.iter().enumerate() {
             seeds[shape.place(unit.map, unit.row, unit.col) * lanes + lane] = 1.0;
         }
-        for index in (0..=stage).rev() {
+        for index in (first..=stage).rev() {
             let (layer, kernels) = (&self.stages[index], self.kernels());
             let (_, acts, dx) = work.split_gradient(index);
             if index < stage || kind == Kind::Y {

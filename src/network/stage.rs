@@ -146,6 +146,12 @@ impl Stage {
         Stage { number, shape, settings, blocks, inverse_coverage }
     }
 
+    /// A copy that can only encode.
+    pub(super) fn encoder(&self) -> Stage {
+        let filters = self.part(self.shape, (0, 0));
+        Stage::with_filters(self.number, self.shape, self.settings.clone(), filters)
+    }
+
     /// Room for a minibatch of this many lanes.
     pub fn activations(&self, lanes: usize) -> Activations {
         let (s, maps) = (&self.shape, |shape: MapShape| Buffer::zeros(shape.len() * lanes));

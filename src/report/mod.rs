@@ -2,6 +2,7 @@
 
 mod data;
 pub mod detectors;
+pub mod explanation;
 pub mod figure;
 pub mod gallery;
 pub mod invariance;

@@ -1,23 +1,20 @@
-//! Which units fire for a picture, what it is like, and why one of them answers as it does.
+//! Which units fire for a picture that was sent, and why one of them answers as it does: as the page shows it.
 
 use axum::http::StatusCode;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use image::DynamicImage;
-use ndarray::{Array2, ArrayView2};
+use image::{DynamicImage, RgbImage};
 use serde::Serialize;
 
 use super::upload::Refused;
-use crate::analysis::features::features;
-use crate::analysis::invariance::{Moments, moments, shown};
-use crate::analysis::neighbours::nearest_of;
-use crate::analysis::{Progress, UnitName};
-use crate::dataset::Dataset;
-use crate::error::Result;
-use crate::geometry::Kind;
-use crate::network::checkpoint::Checkpoint;
-use crate::network::preprocess::Inputs;
-use crate::picture::{pixel_tile, png};
+use crate::analysis::explain::{Baseline, Explainer, HeatMap, Settings};
+use crate::analysis::invariance::shown;
+use crate::analysis::look::Viewer;
+use crate::analysis::responses::Probe;
+use crate::analysis::UnitName;
+use crate::picture::{enlarged, pixel_tile, png};
+use crate::report::explanation::overlay;
+use crate::report::figure::significant;
 
 /// Units named for each stage.
 const UNITS: usize = 12;
@@ -25,40 +22,35 @@ const UNITS: usize = 12;
 /// Frames named that are most like it.
 const NEIGHBOURS: usize = 8;
 
-/// A network that looks at pictures, and what it usually sees.
-pub struct Viewer {
-    checkpoint: Checkpoint,
-    frames: Dataset,
-    /// Of every unit's value y over the frames, `[stage][unit]`.
-    usual: Vec<Vec<Moments>>,
-    /// Top-stage features of the frames, [frame, unit].
-    features: Array2<f32>,
-}
+/// Units named of each stage below.
+const PARTS: usize = 6;
 
-/// What a network makes of a picture.
+/// Side of a heat map on the page, about.
+const SIDE_PX: u32 = 192;
+
+/// Answer to `look`.
 #[derive(Serialize)]
-pub struct Look {
+pub(super) struct Looked {
     /// The picture as it was sent.
     width: u32,
     height: u32,
     /// What the network sees of it, as the address of a PNG.
     seen: String,
-    /// For each stage, the top first, the units that answer it most unusually.
-    stages: Vec<StageLook>,
+    /// The top stage first.
+    stages: Vec<StageShown>,
     neighbours: Vec<NeighbourShown>,
 }
 
 #[derive(Serialize)]
-struct StageLook {
+struct StageShown {
     stage: usize,
-    units: Vec<Firing>,
+    units: Vec<UnitShown>,
 }
 
 #[derive(Serialize)]
-struct Firing {
+struct UnitShown {
     name: String,
     value: f32,
-    /// Deviations above its mean over the frames.
     above: f64,
 }
 
@@ -69,80 +61,121 @@ struct NeighbourShown {
     picture: String,
 }
 
-impl Viewer {
-    /// Shows the network all `frames` once.
-    ///
-    /// # Errors
-    /// Their features do not fit in memory.
-    pub fn new(checkpoint: Checkpoint, frames: Dataset, progress: &Progress) -> Result<Viewer> {
-        let Checkpoint { network, whitening, .. } = &checkpoint;
-        let all: Vec<usize> = (0..frames.len()).collect();
-        let inputs = Inputs::new(&frames, whitening, 0);
-        progress.begin("what is usual", all.len());
-        let usual = moments(network, Kind::Y, &inputs, &all, |count| progress.add(count));
-        progress.begin("features", all.len());
-        let top = network.stages.len() - 1;
-        let features = features(network, &inputs, &all, (top, Kind::Y), |count| progress.add(count))?;
-        Ok(Viewer { checkpoint, frames, usual, features })
-    }
+/// Answer to `explain`.
+#[derive(Serialize)]
+pub(super) struct Explained {
+    value: f64,
+    maps: Vec<MapShown>,
+    below: Vec<BelowShown>,
+    note: String,
+}
 
-    /// The network's preprocessed view of a picture, and the 8-bit pixels that it is of.
-    fn seen(&self, picture: &DynamicImage) -> (Vec<f32>, Vec<u8>) {
-        let Checkpoint { network, whitening, config, .. } = &self.checkpoint;
-        let pixels = shown(picture, network.input, config.input.margin);
-        (whitening.apply(&pixels), pixels)
-    }
+#[derive(Serialize)]
+struct MapShown {
+    name: &'static str,
+    words: String,
+    picture: String,
+}
 
-    /// Which units fire for a picture, and the frames most like it.
-    pub(super) fn look(&self, picture: &DynamicImage) -> Result<Look, Refused> {
-        let network = &self.checkpoint.network;
-        let (values, pixels) = self.seen(picture);
-        let mut work = network.workspace(1);
-        work.start(1);
-        work.load_picture(0, values.iter().copied());
-        let last = network.stages.len() - 1;
-        network.forward(&mut work, last);
-        let stage = |stage: usize| {
-            let units = network.units(stage, Kind::Y).into_iter().zip(&self.usual[stage]);
-            let mut all: Vec<Firing> = units
-                .map(|(unit, usual)| {
-                    let value = work.unit_values(network, stage, Kind::Y, unit)[0];
-                    let above = (f64::from(value) - usual.mean) / usual.deviation;
-                    let above = if usual.deviation > 0.0 { above } else { 0.0 };
-                    Firing { name: UnitName { stage: stage + 1, unit }.to_string(), value, above }
-                })
-                .collect();
-            all.sort_by(|a, b| b.above.total_cmp(&a.above));
-            all.truncate(UNITS);
-            StageLook { stage: stage + 1, units: all }
-        };
-        let query: Vec<f32> = work.values(network, last, Kind::Y).into_iter().collect();
-        let query = ArrayView2::from_shape((1, query.len()), &query).expect("one row");
-        let nearest = nearest_of(query, self.features.view(), NEIGHBOURS);
-        let neighbour = |answer: &crate::analysis::top::Answer| NeighbourShown {
-            key: self.frames.keys[answer.frame].clone(),
-            similarity: answer.value,
-            picture: self.address(&self.frames.pixels(answer.frame)),
-        };
-        Ok(Look {
-            width: picture.width(),
-            height: picture.height(),
-            seen: self.address(&pixels),
-            stages: (0..=last).rev().map(stage).collect(),
-            neighbours: nearest[0].iter().map(neighbour).collect(),
-        })
-    }
+#[derive(Serialize)]
+struct BelowShown {
+    stage: usize,
+    units: Vec<PartShown>,
+}
 
-    /// 8-bit pixels as the address of a PNG.
-    fn address(&self, pixels: &[u8]) -> String {
-        let shape = self.checkpoint.network.input;
-        let tile = pixel_tile(pixels, shape.channels, shape.rows, shape.cols);
-        format!("data:image/png;base64,{}", STANDARD.encode(png(&tile)))
-    }
+#[derive(Serialize)]
+struct PartShown {
+    name: String,
+    contribution: f64,
+}
 
-    /// Refuses a unit that is not there.
-    fn check(&self, name: UnitName) -> Result<(), Refused> {
-        let refused = |e: crate::Error| Refused::new(StatusCode::NOT_FOUND, e.to_string());
-        name.check(&self.checkpoint.network, Kind::Y).map_err(refused)
+/// An address that holds a picture itself.
+fn address(picture: &RgbImage) -> String {
+    format!("data:image/png;base64,{}", STANDARD.encode(png(picture)))
+}
+
+/// What the network sees of a picture: 8-bit pixels `[channel, row, column]`.
+fn seen(viewer: &Viewer, picture: &DynamicImage) -> Vec<u8> {
+    shown(picture, viewer.checkpoint.network.input, viewer.checkpoint.config.input.margin)
+}
+
+fn tile(viewer: &Viewer, pixels: &[u8]) -> RgbImage {
+    let shape = viewer.checkpoint.network.input;
+    pixel_tile(pixels, shape.channels, shape.rows, shape.cols)
+}
+
+pub(super) fn look(viewer: &Viewer, picture: &DynamicImage) -> Looked {
+    let pixels = seen(viewer, picture);
+    let look = viewer.look(&pixels, UNITS, NEIGHBOURS);
+    let stage = |(number, units): (usize, &Vec<crate::analysis::look::Firing>)| StageShown {
+        stage: number,
+        units: units
+            .iter()
+            .map(|firing| UnitShown { name: firing.name.to_string(), value: firing.value, above: firing.above })
+            .collect(),
+    };
+    let neighbour = |answer: &crate::analysis::top::Answer| NeighbourShown {
+        key: viewer.frames.keys[answer.frame].clone(),
+        similarity: answer.value,
+        picture: address(&tile(viewer, &viewer.frames.pixels(answer.frame))),
+    };
+    let mut stages: Vec<StageShown> = (1..).zip(&look.stages).map(stage).collect();
+    stages.reverse();
+    Looked {
+        width: picture.width(),
+        height: picture.height(),
+        seen: address(&tile(viewer, &pixels)),
+        stages,
+        neighbours: look.neighbours.iter().map(neighbour).collect(),
     }
+}
+
+pub(super) fn explain(viewer: &Viewer, picture: &DynamicImage, name: UnitName) -> Result<Explained, Refused> {
+    let known = name.check(&viewer.checkpoint.network, viewer.kind);
+    known.map_err(|e| Refused::new(StatusCode::NOT_FOUND, e.to_string()))?;
+    let settings = Settings { baseline: Baseline::Zero, occlude_px: None, sanity: false, seed: 0 };
+    let pixels = seen(viewer, picture);
+    let probe = Probe { stage: name.stage - 1, kind: viewer.kind, unit: name.unit };
+    let found = Explainer::new(&viewer.checkpoint, settings)?.explain(&pixels, probe)?;
+    let under = tile(viewer, &pixels);
+    let zoom = (SIDE_PX / under.width().max(1)).max(1);
+    let map = |name, words, map: &HeatMap| MapShown {
+        name,
+        words,
+        picture: address(&enlarged(&overlay(&under, map), zoom)),
+    };
+    let (value, baseline, sum) = (found.value, found.baseline_value, found.completeness.sum);
+    let adds_up = format!(
+        "what each place adds from the mean frame ({}) to this picture ({}); adds up to {}",
+        significant(baseline),
+        significant(value),
+        significant(sum)
+    );
+    let square = found.occlude_px;
+    let maps = vec![
+        map("Integrated gradients", adds_up, &found.integrated),
+        map("Gradient x input", "to first order, what each place adds".into(), &found.gradient_input),
+        map(
+            "Occlusion",
+            format!("by how much the value falls when a grey square of {square} pixels hides a place"),
+            &found.occlusion,
+        ),
+    ];
+    let below = |through: &crate::analysis::explain::Through| BelowShown {
+        stage: through.stage,
+        units: through
+            .raise
+            .iter()
+            .take(PARTS)
+            .map(|part| PartShown { name: part.name.to_string(), contribution: part.adds })
+            .collect(),
+    };
+    Ok(Explained {
+        value,
+        maps,
+        below: found.below.iter().map(below).collect(),
+        note: "Orange raises the value, blue lowers it; each map is scaled to its own maximum. The first two maps are of the picture after \
+               preprocessing, which mixes neighbouring pixels."
+            .into(),
+    })
 }

@@ -1,0 +1,99 @@
+//! Which units fire for a picture: those that answer it as they answer few frames.
+
+use ndarray::{Array2, ArrayView2};
+use serde::Serialize;
+
+use super::features::features;
+use super::invariance::{Moments, moments};
+use super::neighbours::nearest_of;
+use super::top::Answer;
+use super::{Progress, UnitName};
+use crate::dataset::Dataset;
+use crate::error::Result;
+use crate::geometry::Kind;
+use crate::network::Workspace;
+use crate::network::checkpoint::Checkpoint;
+use crate::network::preprocess::Inputs;
+
+/// A network that looks at pictures, and what its units usually answer.
+pub struct Viewer {
+    /// The network.
+    pub checkpoint: Checkpoint,
+    /// The frames that are usual.
+    pub frames: Dataset,
+    /// Which values of units.
+    pub kind: Kind,
+    /// Over the frames, `[stage][unit]`.
+    usual: Vec<Vec<Moments>>,
+    /// Top-stage features of the frames, [frame, unit].
+    features: Array2<f32>,
+}
+
+/// A unit, and how unusual its answer to a picture is.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Firing {
+    /// Which unit.
+    #[serde(flatten)]
+    pub name: UnitName,
+    /// Its value.
+    pub value: f32,
+    /// `(value - mean) / deviation` over the frames; 0 of a unit that does not vary.
+    pub above: f64,
+}
+
+/// What a network makes of a picture.
+#[derive(Debug, Clone, Serialize)]
+pub struct Look {
+    /// For each stage, the first one first, the units that answer the most unusually, from the most.
+    pub stages: Vec<Vec<Firing>>,
+    /// The frames most like it by top-stage features; values are cosines.
+    pub neighbours: Vec<Answer>,
+}
+
+impl Viewer {
+    /// Shows the network all `frames`.
+    ///
+    /// # Errors
+    /// Their features do not fit in memory.
+    pub fn new(checkpoint: Checkpoint, frames: Dataset, kind: Kind, progress: &Progress) -> Result<Viewer> {
+        let Checkpoint { network, whitening, .. } = &checkpoint;
+        let all: Vec<usize> = (0..frames.len()).collect();
+        let inputs = Inputs::new(&frames, whitening, 0);
+        progress.begin("what is usual", all.len());
+        let usual = moments(network, kind, &inputs, &all, |count| progress.add(count));
+        progress.begin("features", all.len());
+        let top = network.stages.len() - 1;
+        let features = features(network, &inputs, &all, (top, kind), |count| progress.add(count))?;
+        Ok(Viewer { checkpoint, frames, kind, usual, features })
+    }
+
+    /// Looks at a picture of 8-bit pixels `[channel, row, column]`, of the network's input size: names `count` units of each stage and
+    /// `keep` frames.
+    pub fn look(&self, pixels: &[u8], count: usize, keep: usize) -> Look {
+        let Checkpoint { network, whitening, .. } = &self.checkpoint;
+        let mut work = network.workspace(1);
+        work.start(1);
+        work.load_picture(0, whitening.apply(pixels).into_iter());
+        let top = network.stages.len() - 1;
+        network.forward(&mut work, top);
+        let query: Vec<f32> = work.values(network, top, self.kind).into_iter().collect();
+        let query = ArrayView2::from_shape((1, query.len()), &query).expect("one row");
+        let neighbours = nearest_of(query, self.features.view(), keep).swap_remove(0);
+        Look { stages: (0..=top).map(|stage| self.firing(&work, stage, count)).collect(), neighbours }
+    }
+
+    fn firing(&self, work: &Workspace, stage: usize, count: usize) -> Vec<Firing> {
+        let network = &self.checkpoint.network;
+        let firing = |(unit, usual): (_, &Moments)| {
+            let value = work.unit_values(network, stage, self.kind, unit)[0];
+            let above = (f64::from(value) - usual.mean) / usual.deviation;
+            let above = if usual.deviation > 0.0 { above } else { 0.0 };
+            Firing { name: UnitName { stage: stage + 1, unit }, value, above }
+        };
+        let units = network.units(stage, self.kind).into_iter().zip(&self.usual[stage]);
+        let mut all: Vec<Firing> = units.map(firing).collect();
+        all.sort_by(|a, b| b.above.total_cmp(&a.above).then(a.name.cmp(&b.name)));
+        all.truncate(count);
+        all
+    }
+}
