@@ -12,11 +12,14 @@ macro_rules! say {
 
 mod bench;
 mod controls;
+mod encode;
 mod evaluate;
 mod frames;
 mod info;
 mod invariance;
 mod labelled;
+mod map;
+mod neighbours;
 mod report;
 mod sample;
 mod sweep;
@@ -24,6 +27,7 @@ mod synth;
 mod train;
 mod tuning;
 mod verify;
+mod view;
 mod visualize;
 mod watch;
 mod worker;
@@ -94,6 +98,9 @@ enum Command {
     Controls(Box<controls::ControlsArgs>),
     Tuning(tuning::TuningArgs),
     Invariance(Box<invariance::InvarianceArgs>),
+    Encode(encode::EncodeArgs),
+    Neighbours(neighbours::NeighboursArgs),
+    Map(map::MapArgs),
     Report(report::ReportArgs),
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
@@ -131,6 +138,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Controls(args) => return controls::run(*args, global),
         Command::Tuning(args) => tuning::run(args, global)?,
         Command::Invariance(args) => invariance::run(*args, global)?,
+        Command::Encode(args) => return encode::run(args, global),
+        Command::Neighbours(args) => neighbours::run(args, global)?,
+        Command::Map(args) => map::run(args, global)?,
         Command::Report(args) => report::run(args, global)?,
         Command::Verify(args) => verify::run(args, global)?,
         Command::Bench(args) => bench::run(args, global)?,

@@ -3,6 +3,8 @@
 pub mod figure;
 pub mod gallery;
 pub mod invariance;
+pub mod map;
+pub mod neighbours;
 mod page;
 pub mod tuning;
 mod units;
