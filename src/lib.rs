@@ -16,6 +16,7 @@
 //! analysis what does each unit prefer, and what does it detect?
 //! bench    how fast all this is on this machine
 //! report   one HTML file that shows it
+//! serve    the same as a web app, and what the network makes of pictures that are dropped on it
 //! ```
 //!
 //! The top stage's values for some pictures, by a network with random weights:
@@ -48,6 +49,7 @@ pub mod picture;
 pub mod report;
 pub mod rng;
 pub mod sampling;
+pub mod serve;
 pub mod training;
 pub mod verify;
 pub mod video;

@@ -17,7 +17,8 @@ pub const FILTERS_SHOWN: usize = 512;
 
 /// Pixels between tiles of a grid.
 const GAP: u32 = 2;
-const BACKGROUND: Rgb<u8> = Rgb([24; 3]);
+/// Behind the tiles of a grid.
+pub const BACKGROUND: Rgb<u8> = Rgb([24; 3]);
 
 /// Signed values `[channel, row, column]` as a picture: 0 is mid-grey, the largest magnitude black or white. One channel
 /// is grey, three are RGB; of any other number, as stages above the first have, the mean is shown.

@@ -1,11 +1,16 @@
 //! What does each unit prefer, what does it detect, and what does it not mind? Optimised pictures, the frames that drive it most, how
 //! well it tells some pictures from others, its tuning to gratings and bars, and what changes of a picture it is invariant to.
+//! What do all units together say of a frame? Their values in a file, the frames most like a picture, and a map of frames.
 
 pub mod controls;
 pub mod detector;
 pub mod evaluate;
 pub mod explain;
+pub mod features;
 pub mod invariance;
+pub mod look;
+pub mod map;
+pub mod neighbours;
 pub mod responses;
 pub mod screen;
 pub mod statistics;
@@ -61,6 +66,14 @@ pub fn stages(asked: &[usize], count: usize) -> Result<Vec<usize>> {
         return Err(Error::Setting { key, got, want });
     }
     Ok((0..count).filter(|stage| asked.is_empty() || asked.contains(&(stage + 1))).collect())
+}
+
+/// The one stage asked for, counted from 0; the top one if none is.
+///
+/// # Errors
+/// As [`stages`].
+pub fn stage(asked: Option<usize>, count: usize) -> Result<usize> {
+    Ok(stages(asked.as_slice(), count)?.pop().expect("a network has stages"))
 }
 
 /// A unit by name: `stage:map:row:col`, the stage from 1, all else from 0.

@@ -64,7 +64,7 @@ pub fn top_frames(
 }
 
 /// The most extreme answers; of equal ones the earlier frame, so that the result does not depend on the order of threads.
-fn most(mut answers: Vec<Answer>, Ranking { sign, keep, .. }: Ranking) -> Vec<Answer> {
+pub(super) fn most(mut answers: Vec<Answer>, Ranking { sign, keep, .. }: Ranking) -> Vec<Answer> {
     let extreme = |answer: &Answer| sign.factor() * answer.value;
     answers.sort_by(|a, b| extreme(b).total_cmp(&extreme(a)).then(a.frame.cmp(&b.frame)));
     answers.truncate(keep);

@@ -1,24 +1,16 @@
 //! `striate explain`: why did a unit answer as it did?
 
-use std::fmt;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use serde::Serialize;
-
 use striate::analysis::UnitName;
-use striate::analysis::explain::{Baseline, Completeness, Explainer, Explanation, HeatMap, Sanity, Settings};
-use striate::analysis::invariance::shown;
+use striate::analysis::explain::{Baseline, Settings};
 use striate::analysis::look::Viewer;
-use striate::analysis::responses::Probe;
 use striate::error::Error;
-use striate::files;
 use striate::frames::FrameStore;
 use striate::geometry::Kind;
 use striate::network::checkpoint;
-use striate::picture::{pixel_tile, png};
-use striate::report::explanation::panel;
-use striate::report::figure::significant;
+use striate::report::explanation::explain;
 
 use super::Global;
 
@@ -33,7 +25,7 @@ Examples:
 Where: gradient x input, integrated gradients from the mean frame (they must add up to the answer: the gap is told), and occlusion.
 Through which units: integrated gradients along the outputs of each stage below. Sanity: the same with random weights in place of
 some stages; what an explanation says must depend on what was learned, so correlations should be far below 1.
-Writes RUN/explain/IMAGE: explanation.json, and a picture for each unit.")]
+Writes RUN/explain/IMAGE: explanation.json, a picture for each unit, and frames.png, the picture and the frames most like it.")]
 pub struct ExplainArgs {
     /// Run folder of `striate train`.
     run: PathBuf,
@@ -68,40 +60,6 @@ pub struct ExplainArgs {
     threads: Option<u16>,
 }
 
-/// Frames named that are most like the picture.
-const NEIGHBOURS: usize = 8;
-
-/// `explanation.json`.
-#[derive(Serialize)]
-struct Explained {
-    image: PathBuf,
-    /// See [`checkpoint::identity`].
-    checkpoint: String,
-    settings: Settings,
-    explanations: Vec<Told>,
-    /// The frames most like it by top-stage features.
-    neighbours: Vec<Near>,
-    #[serde(skip)]
-    folder: PathBuf,
-}
-
-#[derive(Serialize)]
-struct Told {
-    #[serde(flatten)]
-    explanation: Explanation,
-    /// Deviations above the unit's mean over the frames.
-    above: Option<f64>,
-    /// Beside this file.
-    picture: PathBuf,
-}
-
-#[derive(Serialize)]
-struct Near {
-    key: String,
-    /// Cosine of the features.
-    similarity: f32,
-}
-
 pub fn run(args: ExplainArgs, global: Global) -> anyhow::Result<()> {
     global.use_threads(args.threads)?;
     if args.show && !std::io::stdout().is_terminal() {
@@ -117,118 +75,28 @@ pub fn run(args: ExplainArgs, global: Global) -> anyhow::Result<()> {
     };
     let store = FrameStore::open(&args.image)?;
     if store.len() != 1 {
-        return Err(Error::bad_file(&args.image, format!("{} pictures, one is explained at a time", store.len())).into());
+        return Err(Error::bad_file(
+            &args.image,
+            format!("{} pictures, one is explained at a time", store.len()),
+        )
+        .into());
     }
     let picture = store.picture(0)?;
-    let pixels = shown(&picture, checkpoint.network.input, checkpoint.config.input.margin);
     let identity = checkpoint::identity(&checkpoint::latest_of(&args.run)?)?;
     let frames = super::frames_of(&args.run, args.frames)?;
     let dataset = global.pictures(&FrameStore::open(&frames)?, &args.run, &checkpoint.config)?;
     let (bar, progress) = global.parts("explain");
     let viewer = Viewer::new(checkpoint, dataset, args.kind, &progress)?;
-    let explainer = Explainer::new(&viewer.checkpoint, settings)?;
-    let top = viewer.checkpoint.network.stages.len() - 1;
-    let look = viewer.look(&pixels, usize::MAX, NEIGHBOURS);
-    let units = match &args.named[..] {
-        [] => look.stages[top].iter().take(args.units.into()).map(|firing| firing.name).collect(),
-        named => named.to_vec(),
-    };
-
-    let folder = args.run.join("explain").join(args.image.file_stem().unwrap_or_default());
-    std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
-    let shape = viewer.checkpoint.network.input;
-    let under = pixel_tile(&pixels, shape.channels, shape.rows, shape.cols);
-    progress.begin("units", units.len());
-    let mut explanations = Vec::new();
-    for name in units {
-        let probe = Probe { stage: name.stage - 1, kind: args.kind, unit: name.unit };
-        let explanation = explainer.explain(&pixels, probe)?;
-        let firing = look.stages[probe.stage].iter().find(|firing| firing.name == name);
-        let file = PathBuf::from(format!("unit-{}.png", name.to_string().replace(':', "-")));
-        let drawn = panel(&under, &explanation);
-        files::replace(&folder.join(&file), png(&drawn))?;
-        if args.show {
-            viuer::print(&drawn.into(), &viuer::Config { absolute_offset: false, ..Default::default() })?;
-        }
-        explanations.push(Told { explanation, above: firing.map(|firing| firing.above), picture: file });
-        progress.add(1);
-    }
+    let out = args.run.join("explain");
+    let (asked, how) = ((&args.named[..], args.units.into()), (settings, identity.as_str()));
+    let explained = explain(&viewer, (&args.image, &picture), asked, how, &out, &progress);
     bar.finish_and_clear();
-    let near = look.neighbours.iter();
-    let neighbours = near
-        .map(|answer| Near { key: viewer.frames.keys[answer.frame].clone(), similarity: answer.value })
-        .collect();
-    let explained = Explained { image: args.image, checkpoint: identity, settings, explanations, neighbours, folder };
-    let json = serde_json::to_vec(&explained).expect("plain data");
-    files::replace(&explained.folder.join("explanation.json"), json)?;
+    let explained = explained?;
+    if args.show {
+        let config = viuer::Config { absolute_offset: false, ..Default::default() };
+        for told in &explained.units {
+            viuer::print(&image::open(explained.folder.join(&told.picture))?, &config)?;
+        }
+    }
     global.print(&explained)
-}
-
-impl fmt::Display for Explained {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        for told in &self.explanations {
-            let Explanation { probe, value, baseline_value, completeness, below, sanity, .. } = &told.explanation;
-            let above = told.above.map_or(String::new(), |above| {
-                format!(", {} deviations above its mean over the frames", significant(above))
-            });
-            writeln!(f, "unit {} ({}): {}{above}", probe.name(), probe.kind, significant(*value))?;
-            let Completeness { sum, gap, evaluations, .. } = completeness;
-            writeln!(
-                f,
-                "  integrated gradients: {} from {} at the baseline; they add up to {} (gap {:.2} %, {evaluations} evaluations)",
-                significant(value - baseline_value),
-                significant(*baseline_value),
-                significant(*sum),
-                100.0 * gap
-            )?;
-            writeln!(
-                f,
-                "  half of what raises it comes from {} by integrated gradients, from {} by occlusion",
-                half(&told.explanation.integrated),
-                half(&told.explanation.occlusion)
-            )?;
-            for through in below {
-                let names = |parts: &[striate::analysis::explain::Part]| -> String {
-                    let named = parts.iter().take(4).map(|part| format!("{} {}", part.name, significant(part.adds)));
-                    named.collect::<Vec<_>>().join(", ")
-                };
-                writeln!(f, "  through stage {}: {}; against it {}", through.stage, names(&through.raise), names(&through.lower))?;
-            }
-            for Sanity { random_stages, correlation, correlation_of_sizes } in sanity {
-                let stages: Vec<String> = random_stages.iter().map(usize::to_string).collect();
-                writeln!(
-                    f,
-                    "  random weights in stage {}: rank correlation {correlation:.2}, of sizes {correlation_of_sizes:.2}",
-                    stages.join(" and ")
-                )?;
-            }
-            writeln!(f, "  {}", self.folder.join(&told.picture).display())?;
-        }
-        let near: Vec<String> =
-            self.neighbours.iter().map(|near| format!("{} ({:.3})", near.key, near.similarity)).collect();
-        writeln!(f, "frames most like it: {}", near.join(", "))?;
-        write!(f, "{}", self.folder.join("explanation.json").display())
-    }
-}
-
-/// How much of the picture holds half of what raises the value, and where its middle lies.
-fn half(map: &HeatMap) -> String {
-    let mut places: Vec<(usize, f32)> = map.values.iter().copied().enumerate().filter(|(_, v)| *v > 0.0).collect();
-    places.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let all: f32 = places.iter().map(|(_, value)| value).sum();
-    let (mut sum, mut count, mut row, mut col) = (0.0, 0, 0.0, 0.0);
-    for (at, value) in places {
-        if sum >= 0.5 * all {
-            break;
-        }
-        sum += value;
-        count += 1;
-        row += value * (at / map.cols) as f32;
-        col += value * (at % map.cols) as f32;
-    }
-    if count == 0 {
-        return "nowhere".into();
-    }
-    let share = 100.0 * count as f64 / map.values.len() as f64;
-    format!("{share:.0} % of the picture around row {:.0}, column {:.0}", row / sum, col / sum)
 }

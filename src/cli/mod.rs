@@ -12,18 +12,24 @@ macro_rules! say {
 
 mod bench;
 mod controls;
+mod encode;
 mod evaluate;
+mod explain;
 mod frames;
 mod info;
 mod invariance;
 mod labelled;
+mod map;
+mod neighbours;
 mod report;
 mod sample;
+mod serve;
 mod sweep;
 mod synth;
 mod train;
 mod tuning;
 mod verify;
+mod view;
 mod visualize;
 mod watch;
 mod worker;
@@ -94,7 +100,12 @@ enum Command {
     Controls(Box<controls::ControlsArgs>),
     Tuning(tuning::TuningArgs),
     Invariance(Box<invariance::InvarianceArgs>),
+    Encode(encode::EncodeArgs),
+    Neighbours(neighbours::NeighboursArgs),
+    Map(map::MapArgs),
+    Explain(explain::ExplainArgs),
     Report(report::ReportArgs),
+    Serve(serve::ServeArgs),
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
     Info(info::InfoArgs),
@@ -131,7 +142,12 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Controls(args) => return controls::run(*args, global),
         Command::Tuning(args) => tuning::run(args, global)?,
         Command::Invariance(args) => invariance::run(*args, global)?,
+        Command::Encode(args) => return encode::run(args, global),
+        Command::Neighbours(args) => neighbours::run(args, global)?,
+        Command::Map(args) => map::run(args, global)?,
+        Command::Explain(args) => explain::run(args, global)?,
         Command::Report(args) => report::run(args, global)?,
+        Command::Serve(args) => serve::run(args, global)?,
         Command::Verify(args) => verify::run(args, global)?,
         Command::Bench(args) => bench::run(args, global)?,
         Command::Info(args) => info::run(args, global)?,

@@ -62,8 +62,8 @@ struct Span {
 }
 
 impl FrameStore {
-    /// Opens a folder written by [`FrameWriter`](super::FrameWriter), a folder of tar shards or one of them, or a
-    /// folder of pictures with all folders below it.
+    /// Opens a folder written by [`FrameWriter`](super::FrameWriter), a folder of tar shards or one of them, a
+    /// folder of pictures with all folders below it, or a single picture.
     ///
     /// A damaged shard counts as far as it can be read, with a line in [`warnings`](Self::warnings).
     ///
@@ -73,6 +73,16 @@ impl FrameStore {
         let meta = path.metadata().map_err(Error::io(path, "read"))?;
         let mut store =
             FrameStore { files: Vec::new(), entries: Vec::new(), in_tar: true, warnings: Vec::new() };
+        if !meta.is_dir() && has_ending(path, &PICTURE_ENDINGS) {
+            let Some(member) = path.file_name().and_then(|name| name.to_str()) else {
+                return Err(Error::bad_file(path, "its name is not UTF-8"));
+            };
+            store.in_tar = false;
+            store.files.push(path.parent().unwrap_or(Path::new("")).into());
+            let picture = Span { offset: 0, length: meta.len() };
+            store.entries.push(Entry { file: 0, member: member.into(), picture, json: None });
+            return Ok(store);
+        }
         if !meta.is_dir() {
             if !has_ending(path, &["tar"]) {
                 return Err(Error::bad_file(path, "is neither a folder nor a .tar file"));

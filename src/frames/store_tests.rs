@@ -412,6 +412,19 @@ fn tars_and_folders_of_other_people_are_read() {
 }
 
 #[test]
+fn a_single_picture_is_a_set_of_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    picture(3).save(at("a.png")).unwrap();
+    picture(4).save(at("b.png")).unwrap();
+    fs::write(at("b.json"), r#"{"label": "b"}"#).unwrap();
+    let store = FrameStore::open(&at("b.png")).unwrap();
+    assert_eq!((store.len(), store.key(0), shade(&store, 0)), (1, "b", 4));
+    assert_eq!(store.metadata(0).unwrap().unwrap()["label"], "b");
+    assert_ne!(store.identity(), FrameStore::open(&at("a.png")).unwrap().identity());
+}
+
+#[test]
 fn nothing_to_read_is_an_error_that_says_what_was_looked_for() {
     let folder = tempfile::tempdir().unwrap();
     let error = |path: PathBuf| FrameStore::open(&path).unwrap_err().to_string();

@@ -140,6 +140,11 @@ impl Network {
         Workspace { pictures: batch, lanes, shape: self.input, input_gradient, input, stages, losses }
     }
 
+    /// About how many bytes a [`workspace`](Self::workspace) for `batch` pictures takes.
+    pub fn workspace_bytes(&self, batch: usize) -> u64 {
+        map_bytes(self.input, self.stages.iter().map(|stage| &stage.shape), batch)
+    }
+
     /// Filtering, pooling and normalisation up to and including stage `last` (from 0).
     pub fn forward(&self, work: &mut Workspace, last: usize) {
         self.forward_to(work, last, Kind::Y);
@@ -255,26 +260,44 @@ impl Workspace {
 
     /// One sublayer's values, `[picture, map, row, column]`.
     pub fn values(&self, network: &Network, stage: usize, kind: Kind) -> Array4<f32> {
-        let acts = &self.stages[stage];
-        let maps = match kind {
-            Kind::A => &acts.a,
-            Kind::H => &acts.h,
-            Kind::Y => &acts.y,
-        };
-        self.unpack(maps, network.shape(stage, kind))
+        self.unpack(self.maps(stage, kind), network.shape(stage, kind))
+    }
+
+    /// The same into `rows`, `[picture, unit]` with units in the order of [`Network::units`].
+    pub fn copy_values(&self, network: &Network, stage: usize, kind: Kind, rows: &mut [f32]) {
+        /// Units and pictures that are copied together: so many lines of the cache are read whole, and as many written.
+        const BLOCK: usize = 16;
+        let (shape, maps) = (network.shape(stage, kind), self.maps(stage, kind));
+        let (units, plane) = (shape.len(), shape.rows * shape.cols);
+        assert_eq!(rows.len(), self.pictures * units, "a value of each unit for each picture");
+        for first in (0..units).step_by(BLOCK) {
+            let block = BLOCK.min(units - first);
+            let place = |unit: usize| (unit % plane * shape.channels + unit / plane) * self.lanes;
+            let starts: [usize; BLOCK] = std::array::from_fn(|at| place((first + at).min(units - 1)));
+            for lanes in (0..self.pictures).step_by(BLOCK) {
+                for lane in lanes..self.pictures.min(lanes + BLOCK) {
+                    let row = &mut rows[lane * units + first..][..block];
+                    row.iter_mut().zip(&starts).for_each(|(value, start)| *value = maps[start + lane]);
+                }
+            }
+        }
     }
 
     /// The value of one unit for each picture.
     pub fn unit_values(&self, network: &Network, stage: usize, kind: Kind, unit: Unit) -> &[f32] {
         let shape = network.shape(stage, kind);
         let first = shape.place(unit.map, unit.row, unit.col) * self.lanes;
+        &self.maps(stage, kind)[first..first + self.pictures]
+    }
+
+    /// One sublayer's maps, `[row, column, channel, lane]`.
+    fn maps(&self, stage: usize, kind: Kind) -> &[f32] {
         let acts = &self.stages[stage];
-        let maps = match kind {
+        match kind {
             Kind::A => &acts.a,
             Kind::H => &acts.h,
             Kind::Y => &acts.y,
-        };
-        &maps[first..first + self.pictures]
+        }
     }
 
     /// Maps `[row, column, channel, lane]` as pictures `[picture, channel, row, column]`.
@@ -359,16 +382,20 @@ pub fn training_bytes(config: &RunConfig, replicas: usize) -> TrainingBytes {
     let (shapes, training) = (config.shapes(), &config.training);
     let count = shapes.iter().zip(&config.stages).map(padded).sum::<u64>();
     let weights = training.precision.bytes() as u64 * count;
-    let lanes = lanes_for(training.batch);
-    let values = |s: &StageShape| s.input.len() + 2 * s.filtered.len() + 4 * s.pooled.len();
-    let maps = 2 * config.input_shape().len() + shapes.iter().map(values).sum::<usize>();
     TrainingBytes {
         weights,
         optimiser: if training.optimiser.remembers() { weights } else { 0 },
-        activations: 4 * (maps * lanes) as u64,
+        activations: map_bytes(config.input_shape(), shapes.iter(), training.batch),
         copies: if training.copies_weights() { weights } else { 0 },
         gradients: if training.keeps_gradients(replicas) { 4 * count } else { 0 },
     }
+}
+
+/// Bytes of all maps of a minibatch: activations, residuals and gradients.
+fn map_bytes<'a>(input: MapShape, stages: impl Iterator<Item = &'a StageShape>, batch: usize) -> u64 {
+    let values = |s: &StageShape| s.input.len() + 2 * s.filtered.len() + 4 * s.pooled.len();
+    let maps = 2 * input.len() + stages.map(values).sum::<usize>();
+    4 * (maps * lanes_for(batch)) as u64
 }
 
 /// Floating-point operations to learn from a picture while `stages` learn: all products of these, one of those below.

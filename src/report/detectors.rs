@@ -83,14 +83,18 @@ pub fn read_all<T: DeserializeOwned>(folder: &Path, command: &str) -> Result<Vec
     let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
     paths.sort();
-    let read = |path: PathBuf| {
-        let text = fs::read(&path).map_err(Error::io(&path, "read"))?;
-        serde_json::from_slice(&text).map_err(|e| {
-            let problem = format!(
-                "not what this version's `striate {command}` writes (make it again, or remove it): {e}"
-            );
-            Error::bad_file(&path, problem)
-        })
-    };
-    paths.into_iter().map(read).collect()
+    paths.iter().map(|path| read_json(path, command)).collect()
+}
+
+/// A file that `striate COMMAND` wrote.
+///
+/// # Errors
+/// It cannot be read, or is something else.
+pub fn read_json<T: DeserializeOwned>(path: &Path, command: &str) -> Result<T> {
+    let text = fs::read(path).map_err(Error::io(path, "read"))?;
+    serde_json::from_slice(&text).map_err(|e| {
+        let problem =
+            format!("not what this version's `striate {command}` writes (make it again, or remove it): {e}");
+        Error::bad_file(path, problem)
+    })
 }

@@ -1,10 +1,30 @@
-//! Explanations as pictures: heat maps over what the network saw.
+//! `RUN/explain`: why units answered as they did to a picture, as numbers, in words, and as heat maps over what the network saw.
 
-use image::{Rgb, RgbImage};
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use crate::analysis::explain::{Explanation, HeatMap};
+use image::{DynamicImage, Rgb, RgbImage};
+use serde::{Deserialize, Serialize};
+
+use super::detectors::read_json;
+use super::figure::significant;
+use super::neighbours::Neighbour;
+use crate::analysis::explain::{Explainer, Explanation, HeatMap, Part, Sanity, Settings};
+use crate::analysis::invariance::shown;
+use crate::analysis::look::Viewer;
+use crate::analysis::responses::Probe;
+use crate::analysis::{Progress, UnitName};
+use crate::error::{Error, Result};
+use crate::files;
 use crate::frames::write_text;
-use crate::picture::enlarged;
+use crate::geometry::MapShape;
+use crate::network::checkpoint::Checkpoint;
+use crate::picture::{enlarged, grid, pixel_tile, png};
+
+/// What all of an explanation is in.
+const FILE: &str = "explanation.json";
 
 /// Side of a tile of a panel, about.
 const SIDE_PX: u32 = 256;
@@ -19,6 +39,218 @@ const TEXT: Rgb<u8> = Rgb([212, 212, 216]);
 /// Colours of what raises the value and of what lowers it: orange and blue, which look different to everyone.
 const RAISES: [f32; 3] = [255.0, 140.0, 26.0];
 const LOWERS: [f32; 3] = [64.0, 148.0, 255.0];
+
+/// Frames named that are most like a picture.
+const NEIGHBOURS: usize = 8;
+
+/// Units of each stage below that are named in words.
+const PARTS: usize = 5;
+
+/// Longest side of a tile of the row of frames.
+const TILE_PX: u32 = 96;
+
+/// Why units answered as they did to a picture: `RUN/explain/NAME/explanation.json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Explained {
+    /// The picture.
+    pub image: PathBuf,
+    /// See [`identity`](crate::network::checkpoint::identity).
+    pub checkpoint: String,
+    /// How they were explained.
+    pub settings: Settings,
+    /// The units.
+    pub units: Vec<Told>,
+    /// The frames most like it by top-stage features, from the most like.
+    pub neighbours: Vec<Neighbour>,
+    /// What the network sees of it, and these frames side by side; beside this file.
+    pub frames: PathBuf,
+    /// Where all this lies.
+    #[serde(skip)]
+    pub folder: PathBuf,
+}
+
+/// A unit's explanation.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Told {
+    /// Why.
+    #[serde(flatten)]
+    pub explanation: Explanation,
+    /// By how many deviations its value is above its mean over the frames.
+    pub above: f64,
+    /// Its maps, beside this file.
+    pub picture: PathBuf,
+}
+
+/// Explains `units`, or if none are named those `count` of the top stage that answer most unusually, and writes all to `out/NAME`, a
+/// folder with the picture's name.
+///
+/// # Errors
+/// A square that does not fit, no room for networks with random weights, or the folder cannot be written.
+pub fn explain(
+    viewer: &Viewer,
+    (path, picture): (&Path, &DynamicImage),
+    (units, count): (&[UnitName], usize),
+    (settings, identity): (Settings, &str),
+    out: &Path,
+    progress: &Progress,
+) -> Result<Explained> {
+    let Checkpoint { network, config, .. } = &viewer.checkpoint;
+    let pixels = shown(picture, network.input, config.input.margin);
+    let explainer = Explainer::new(&viewer.checkpoint, settings)?;
+    let look = viewer.look(&pixels, usize::MAX, NEIGHBOURS);
+    let firing: HashMap<UnitName, f64> =
+        look.stages.iter().flatten().map(|firing| (firing.name, firing.above)).collect();
+    let units = match units {
+        [] => look.stages[network.stages.len() - 1].iter().take(count).map(|firing| firing.name).collect(),
+        named => named.to_vec(),
+    };
+
+    let folder = out.join(path.file_stem().unwrap_or_default());
+    fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
+    let tile = |pixels: &[u8]| {
+        let MapShape { channels, rows, cols } = network.input;
+        pixel_tile(pixels, channels, rows, cols)
+    };
+    let under = tile(&pixels);
+    progress.begin("units", units.len());
+    let mut told = Vec::new();
+    for name in units {
+        let probe = Probe { stage: name.stage - 1, kind: viewer.kind, unit: name.unit };
+        let explanation = explainer.explain(&pixels, probe)?;
+        let picture = PathBuf::from(format!("unit-{}.png", name.to_string().replace(':', "-")));
+        files::replace(&folder.join(&picture), png(&panel(&under, &explanation)))?;
+        told.push(Told { explanation, above: firing[&name], picture });
+        progress.add(1);
+    }
+    let alike = look.neighbours.iter().map(|answer| tile(&viewer.frames.pixels(answer.frame)));
+    let tiles: Vec<RgbImage> = std::iter::once(under.clone()).chain(alike).collect();
+    let zoom = (TILE_PX / under.width().max(under.height())).max(1);
+    let frames = PathBuf::from("frames.png");
+    files::replace(&folder.join(&frames), png(&grid(&tiles, tiles.len(), zoom)))?;
+    let neighbours = look.neighbours.iter().map(|answer| Neighbour {
+        frame: answer.frame,
+        key: viewer.frames.keys[answer.frame].clone(),
+        similarity: answer.value,
+    });
+    let (image, checkpoint, neighbours) = (path.into(), identity.into(), neighbours.collect());
+    let explained = Explained { image, checkpoint, settings, units: told, neighbours, frames, folder };
+    let json = serde_json::to_vec(&explained).expect("results are plain data");
+    files::replace(&explained.folder.join(FILE), json)?;
+    Ok(explained)
+}
+
+/// The explanations of a run, `RUN/explain`, in the order of names; none if there are none.
+///
+/// # Errors
+/// One of them cannot be read, or is not what `striate explain` writes.
+pub fn read_explained(folder: &Path) -> Result<Vec<Explained>> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(Vec::new()) };
+    let mut folders: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    folders.retain(|folder| folder.join(FILE).is_file());
+    folders.sort();
+    let read = |folder: PathBuf| {
+        Ok(Explained { folder: folder.clone(), ..read_json(&folder.join(FILE), "explain")? })
+    };
+    folders.into_iter().map(read).collect()
+}
+
+impl Told {
+    /// What it says, a line each.
+    pub fn words(&self) -> Vec<String> {
+        let Explanation { value, baseline_value, completeness, below, sanity, integrated, occlusion, .. } =
+            &self.explanation;
+        let mut lines = vec![
+            format!(
+                "Value {}, {:.1} deviations above its mean over the frames; {} for the baseline.",
+                significant(*value),
+                self.above,
+                significant(*baseline_value)
+            ),
+            format!(
+                "Half of what raises it comes from {} by integrated gradients, from {} by occlusion.",
+                half(integrated),
+                half(occlusion)
+            ),
+        ];
+        for through in below {
+            let named = |parts: &[Part]| {
+                let part = |part: &Part| format!("{} ({})", part.name, signed(part.adds));
+                match parts {
+                    [] => "none".into(),
+                    parts => parts.iter().take(PARTS).map(part).collect::<Vec<_>>().join(", "),
+                }
+            };
+            let (raise, lower) = (named(&through.raise), named(&through.lower));
+            lines.push(format!("Through stage {}: raised by {raise}; lowered by {lower}.", through.stage));
+        }
+        let gaps = below.iter().map(|through| through.completeness.gap);
+        lines.push(format!(
+            "Checked: integrated gradients must add up to {} and add up to {}; the largest gap, stages below included, is {:.2} %.",
+            significant(completeness.difference),
+            significant(completeness.sum),
+            100.0 * gaps.fold(completeness.gap, f64::max)
+        ));
+        if !sanity.is_empty() {
+            let one = |sanity: &Sanity| {
+                let stages: Vec<String> = sanity.random_stages.iter().map(usize::to_string).collect();
+                format!("{:.2} in stage {}", sanity.correlation_of_sizes, stages.join(" and "))
+            };
+            lines.push(format!(
+                "Rank correlation with the same map for random weights: {}. An explanation of what was learned is far from 1.",
+                sanity.iter().map(one).collect::<Vec<_>>().join(", ")
+            ));
+        }
+        lines
+    }
+}
+
+impl fmt::Display for Explained {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        for told in &self.units {
+            let probe = &told.explanation.probe;
+            writeln!(
+                f,
+                "unit {} ({})  {}",
+                probe.name(),
+                probe.kind,
+                self.folder.join(&told.picture).display()
+            )?;
+            told.words().iter().try_for_each(|line| writeln!(f, "  {line}"))?;
+        }
+        let one = |near: &Neighbour| format!("{} ({:.3})", near.key, near.similarity);
+        let near: Vec<String> = self.neighbours.iter().map(one).collect();
+        writeln!(f, "frames most like it: {}", near.join(", "))?;
+        write!(f, "{}", self.folder.join(FILE).display())
+    }
+}
+
+fn signed(value: f64) -> String {
+    let sign = if value > 0.0 { "+" } else { "" };
+    format!("{sign}{}", significant(value))
+}
+
+/// How much of the picture holds half of what raises the value, and where its middle lies.
+fn half(map: &HeatMap) -> String {
+    let mut places: Vec<(usize, f32)> =
+        map.values.iter().copied().enumerate().filter(|(_, value)| *value > 0.0).collect();
+    places.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let all: f32 = places.iter().map(|(_, value)| value).sum();
+    let (mut sum, mut count, mut row, mut col) = (0.0, 0, 0.0, 0.0);
+    for (at, value) in places {
+        if sum >= 0.5 * all {
+            break;
+        }
+        sum += value;
+        count += 1;
+        row += value * (at / map.cols) as f32;
+        col += value * (at % map.cols) as f32;
+    }
+    if count == 0 {
+        return "nowhere".into();
+    }
+    let share = 100.0 * count as f64 / map.values.len() as f64;
+    format!("{share:.0} % of the picture around row {:.0}, column {:.0}", row / sum, col / sum)
+}
 
 /// A heat map over a dimmed picture of its size: the largest magnitude is full colour, 0 leaves the picture as it is.
 pub fn overlay(picture: &RgbImage, map: &HeatMap) -> RgbImage {

@@ -57,7 +57,7 @@ pub struct Choice {
     pub from_frames: usize,
     /// Different stimuli of each unit.
     pub optima: usize,
-    /// What keeps them apart, see [`Wanted::repulsion`].
+    /// What keeps them apart, see [`Wanted`](crate::analysis::stimulus::Wanted).
     pub repulsion: f32,
     /// Frames shown for each unit.
     pub top: usize,

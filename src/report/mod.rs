@@ -6,6 +6,8 @@ pub mod explanation;
 pub mod figure;
 pub mod gallery;
 pub mod invariance;
+pub mod map;
+pub mod neighbours;
 mod page;
 pub mod tuning;
 

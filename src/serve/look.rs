@@ -7,11 +7,11 @@ use image::{DynamicImage, RgbImage};
 use serde::Serialize;
 
 use super::upload::Refused;
+use crate::analysis::UnitName;
 use crate::analysis::explain::{Baseline, Explainer, HeatMap, Settings};
 use crate::analysis::invariance::shown;
 use crate::analysis::look::Viewer;
 use crate::analysis::responses::Probe;
-use crate::analysis::UnitName;
 use crate::picture::{enlarged, pixel_tile, png};
 use crate::report::explanation::overlay;
 use crate::report::figure::significant;
@@ -111,7 +111,11 @@ pub(super) fn look(viewer: &Viewer, picture: &DynamicImage) -> Looked {
         stage: number,
         units: units
             .iter()
-            .map(|firing| UnitShown { name: firing.name.to_string(), value: firing.value, above: firing.above })
+            .map(|firing| UnitShown {
+                name: firing.name.to_string(),
+                value: firing.value,
+                above: firing.above,
+            })
             .collect(),
     };
     let neighbour = |answer: &crate::analysis::top::Answer| NeighbourShown {

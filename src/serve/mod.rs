@@ -21,9 +21,9 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use crate::analysis::UnitName;
+use crate::analysis::look::Viewer;
 use crate::error::{Error, Result};
 use crate::report::{Pictures, Report};
-pub use look::Viewer;
 use upload::Refused;
 
 /// A run that is served.
@@ -61,7 +61,8 @@ impl Server {
     /// # Errors
     /// The address cannot be listened on.
     pub fn serve(mut self, address: SocketAddr, ready: impl FnOnce(SocketAddr)) -> Result<()> {
-        let cannot = |source| Error::Io { path: PathBuf::from(address.to_string()), action: "listen on", source };
+        let cannot =
+            |source| Error::Io { path: PathBuf::from(address.to_string()), action: "listen on", source };
         let listener = TcpListener::bind(address).map_err(cannot)?;
         listener.set_nonblocking(true).map_err(cannot)?;
         let bound = listener.local_addr().map_err(cannot)?;
@@ -90,6 +91,21 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Refuses what another site's page may have sent: a name that someone else has made mean this machine, or a picture from elsewhere.
+    fn refusal(&self, headers: &HeaderMap) -> Option<Refused> {
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let host = text(header::HOST).unwrap_or_default();
+        if self.hosts.as_ref().is_some_and(|hosts| !hosts.iter().any(|known| known == host)) {
+            let why = format!("asked for as `{host}`, which is not a name of this machine");
+            return Some(Refused::new(StatusCode::FORBIDDEN, why));
+        }
+        let origin = text(header::ORIGIN)?;
+        let is_own = origin.split_once("://").map(|(_, host)| host) == Some(host);
+        (!is_own).then(|| Refused::new(StatusCode::FORBIDDEN, format!("asked by a page of {origin}")))
+    }
+}
+
 fn router(server: Arc<Server>) -> Router {
     Router::new()
         .route("/", get(page))
@@ -104,18 +120,9 @@ fn router(server: Arc<Server>) -> Router {
         .with_state(server)
 }
 
-/// Refuses what another site's page may have sent: a name that someone else has made mean this machine, or a picture from elsewhere.
 async fn guard(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
-    let text = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let host = text(header::HOST).unwrap_or_default();
-    if server.hosts.as_ref().is_some_and(|hosts| !hosts.iter().any(|known| known == host)) {
-        let problem = format!("asked for as `{host}`, which is not a name of this machine");
-        return Refused::new(StatusCode::FORBIDDEN, problem).into_response();
-    }
-    if let Some(origin) = text(header::ORIGIN)
-        && origin.split_once("://").map(|(_, host)| host) != Some(host)
-    {
-        return Refused::new(StatusCode::FORBIDDEN, format!("asked by a page of {origin}")).into_response();
+    if let Some(refused) = server.refusal(request.headers()) {
+        return refused.into_response();
     }
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
@@ -178,7 +185,7 @@ async fn file(folder: &Path, path: &Path) -> Answer {
 }
 
 async fn look(State(server): State<Arc<Server>>, request: Request) -> Answer {
-    with_picture(server, request, |viewer, picture| Ok(json_answer(&viewer.look(&picture)?))).await
+    with_picture(server, request, |viewer, picture| Ok(json_answer(&look::look(viewer, &picture)))).await
 }
 
 /// The unit that is to be explained.
@@ -189,7 +196,10 @@ struct Asked {
 
 async fn explain(State(server): State<Arc<Server>>, Query(asked): Query<Asked>, request: Request) -> Answer {
     let name = named(&asked.unit)?;
-    with_picture(server, request, move |viewer, picture| Ok(json_answer(&viewer.explain(&picture, name)?))).await
+    with_picture(server, request, move |viewer, picture| {
+        Ok(json_answer(&look::explain(viewer, &picture, name)?))
+    })
+    .await
 }
 
 /// Reads the picture that was sent and works on it, when it is its turn.
@@ -203,7 +213,9 @@ async fn with_picture(
     let _turn = server.turns.acquire().await.expect("turns are never closed");
     let bytes = upload::body(request.into_body()).await?;
     let done = tokio::task::spawn_blocking(move || work(&worker.viewer, upload::decode(&bytes)?)).await;
-    done.unwrap_or_else(|_| Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault in striate; please report it")))
+    done.unwrap_or_else(|_| {
+        Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault in striate; please report it"))
+    })
 }
 
 impl IntoResponse for Refused {

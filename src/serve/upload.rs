@@ -44,7 +44,8 @@ fn too_long() -> Refused {
 
 /// Refuses what says of itself that it is too long, before it is read.
 pub fn check_length(headers: &HeaderMap) -> Result<(), Refused> {
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let length =
+        headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > MAX_BYTES as u64) { Err(too_long()) } else { Ok(()) }
 }
 
@@ -70,7 +71,9 @@ pub fn decode(bytes: &[u8]) -> Result<DynamicImage, Refused> {
     let reader = image::ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format();
     let reader = reader.expect("reading from memory cannot fail");
     if reader.format().is_none() {
-        return Err(refused("not a picture: JPEG, PNG, WebP, GIF and BMP are known by their first bytes".into()));
+        return Err(refused(
+            "not a picture: JPEG, PNG, WebP, GIF and BMP are known by their first bytes".into(),
+        ));
     }
     let damaged = |e: image::ImageError| refused(format!("the picture cannot be decoded: {e}"));
     let (width, height) = reader.into_dimensions().map_err(damaged)?;

@@ -2,7 +2,7 @@
 //!
 //! A unit's value has kinks, and near a baseline of 0 it changes fast: `h = sqrt(ε + Σ a²)`, and normalisation that does not see
 //! contrast. So the way is cut where it bends. The value is known at both ends of a piece, and what the integral over the piece misses
-//! is therefore known too: a piece that misses more than its share is halved.
+//! is therefore known too: those that miss most are halved, until all together miss little.
 
 use super::Completeness;
 use crate::analysis::responses::Probe;
@@ -17,21 +17,17 @@ const NODES: [(f64, f64); 4] = [
 ];
 
 /// Pieces looked at together; each takes a lane for every point, and one for its middle.
-const PIECES: usize = 9;
+const PIECES: usize = 16;
 const LANES: usize = PIECES * (NODES.len() + 1);
 
-/// Pieces at the start.
-const FIRST: usize = 16;
+/// All pieces together may miss so much of the difference.
+const MISSED: f64 = 0.002;
 
 /// Once so many gradients were taken, no piece is halved any more.
 const MOST: usize = 20_000;
 
-/// What values are off by rounding, as a share of them: no piece is asked to be better.
-const ROUNDING: f64 = 1e-6;
-
-/// What the sum may miss of the difference before everything is done again more finely, and how often that is tried.
-const MISSED: f64 = 0.003;
-const TRIES: i32 = 4;
+/// Nor is a shorter one: rounding is all that it could miss, or a jump.
+const SHORTEST: f64 = 1e-6;
 
 /// Parts of the difference between two answers.
 pub struct Integral {
@@ -53,7 +49,7 @@ impl Integral {
     }
 }
 
-/// A part of the way.
+/// A piece of the way.
 #[derive(Clone, Copy)]
 struct Piece {
     from: f64,
@@ -62,22 +58,24 @@ struct Piece {
     values: [f64; 2],
 }
 
+/// What is known of a piece once it has been looked at.
+#[derive(Clone, Copy)]
+struct Seen {
+    piece: Piece,
+    /// How far the integral is from the rise.
+    missed: f64,
+    /// The unit's value in the middle.
+    middle_value: f64,
+}
+
 /// Integrated gradients of a unit with respect to what stage `first` (from 0) takes, on the straight way from one to another.
 pub fn integrate(network: &Network, first: usize, probe: Probe, from: &[f32], to: &[f32]) -> Integral {
     let mut way = Way { network, work: network.workspace(LANES), first, probe, from, to, evaluations: 0 };
-    let ends: Vec<f64> = (0..=FIRST).map(|n| n as f64 / FIRST as f64).collect();
-    let values = way.values(&ends);
-    let [baseline_value, value] = [values[0], values[FIRST]];
-    let mut found = Vec::new();
-    for attempt in 0..TRIES {
-        let tolerance = 1e-3 * 0.1f64.powi(attempt);
-        found = way.parts(&ends, &values, tolerance);
-        let missed = found.iter().sum::<f64>() - (value - baseline_value);
-        if missed.abs() <= MISSED * (value - baseline_value).abs() {
-            break;
-        }
-    }
-    Integral { parts: found, value, baseline_value, evaluations: way.evaluations }
+    let ends: Vec<f64> = (0..=PIECES).map(|n| n as f64 / PIECES as f64).collect();
+    let values = way.forward(&ends);
+    let pieces = way.cut(&ends, &values);
+    let parts = way.parts(&pieces);
+    Integral { parts, value: values[PIECES], baseline_value: values[0], evaluations: way.evaluations }
 }
 
 /// The gradient of a unit with respect to a picture, in the order of maps.
@@ -138,56 +136,68 @@ impl Way<'_> {
         values.iter().map(|&value| f64::from(value)).collect()
     }
 
-    fn values(&mut self, places: &[f64]) -> Vec<f64> {
-        places.chunks(LANES).flat_map(|some| self.forward(some)).collect()
+    /// Cuts the way at `ends`, where the unit has these values, and then where that misses most.
+    fn cut(&mut self, ends: &[f64], values: &[f64]) -> Vec<Piece> {
+        let whole = values[values.len() - 1] - values[0];
+        let piece = |n: usize| Piece { from: ends[n], to: ends[n + 1], values: [values[n], values[n + 1]] };
+        let mut seen = self.look(&(0..ends.len() - 1).map(piece).collect::<Vec<_>>());
+        loop {
+            let missed: f64 = seen.iter().map(|seen| seen.missed).sum();
+            if missed <= MISSED * whole.abs() || self.evaluations >= MOST {
+                break;
+            }
+            seen.sort_by(|a, b| a.missed.total_cmp(&b.missed));
+            let worst = seen.iter().rev().filter(|seen| seen.piece.to - seen.piece.from > SHORTEST);
+            let Some(least) = worst.take(PIECES / 2).last().map(|seen| seen.missed) else { break };
+            let is_halved = |seen: &Seen| seen.missed >= least && seen.piece.to - seen.piece.from > SHORTEST;
+            let halved: Vec<Piece> =
+                seen.extract_if(.., |seen| is_halved(seen)).flat_map(|seen| seen.halves()).collect();
+            seen.extend(halved.chunks(PIECES).flat_map(|some| self.look(some)));
+        }
+        seen.into_iter().map(|seen| seen.piece).collect()
     }
 
-    /// The parts, where a piece may miss `tolerance` of what the value does on it, and of the whole in proportion to its length.
-    fn parts(&mut self, ends: &[f64], values: &[f64], tolerance: f64) -> Vec<f64> {
-        let scale = values.windows(2).map(|pair| (pair[1] - pair[0]).abs()).sum::<f64>();
-        let piece = |n: usize| Piece { from: ends[n], to: ends[n + 1], values: [values[n], values[n + 1]] };
-        // The last is taken first, so in the order of the way.
-        let mut left: Vec<Piece> = (0..ends.len() - 1).rev().map(piece).collect();
+    /// Takes the gradient at the points of some pieces.
+    fn backward(&mut self, pieces: &[Piece]) -> Vec<f64> {
+        let places: Vec<f64> = pieces.iter().flat_map(|piece| piece.places()).collect();
+        let values = self.forward(&places);
+        let Probe { stage, kind, unit } = self.probe;
+        self.network.gradient_to(&mut self.work, self.first, stage, kind, &vec![unit; places.len()]);
+        values
+    }
+
+    fn look(&mut self, pieces: &[Piece]) -> Vec<Seen> {
+        let values = self.backward(pieces);
+        let of_piece = |(number, piece): (usize, &Piece)| {
+            let lane = number * (NODES.len() + 1);
+            let sum: f64 = self.along(lane, piece.to - piece.from).sum();
+            let missed = (sum - (piece.values[1] - piece.values[0])).abs();
+            Seen { piece: *piece, missed, middle_value: values[lane + NODES.len()] }
+        };
+        pieces.iter().enumerate().map(of_piece).collect()
+    }
+
+    /// What all pieces add.
+    fn parts(&mut self, pieces: &[Piece]) -> Vec<f64> {
         let mut parts = vec![0.0; self.from.len()];
-        let before = self.evaluations;
-        while !left.is_empty() {
-            let some = left.split_off(left.len().saturating_sub(PIECES));
-            let places: Vec<f64> = some.iter().flat_map(|piece| piece.places()).collect();
-            let values = self.forward(&places);
-            let units = vec![self.probe.unit; places.len()];
-            self.network.gradient_to(&mut self.work, self.first, self.probe.stage, self.probe.kind, &units);
-            let mut next = Vec::new();
+        for some in pieces.chunks(PIECES) {
+            self.backward(some);
             for (number, piece) in some.iter().enumerate() {
-                let lane = number * (NODES.len() + 1);
-                let along = self.along(lane, piece.to - piece.from);
-                let rise = piece.values[1] - piece.values[0];
-                let missed = (along.iter().sum::<f64>() - rise).abs();
-                let rounding = ROUNDING * piece.values[0].abs().max(piece.values[1].abs());
-                let allowed = tolerance * (rise.abs() + scale * (piece.to - piece.from)) + rounding;
-                if missed <= allowed || self.evaluations - before >= MOST {
-                    parts.iter_mut().zip(along).for_each(|(part, here)| *part += here);
-                } else {
-                    next.extend(piece.halves(values[lane + NODES.len()]));
-                }
+                let along = self.along(number * (NODES.len() + 1), piece.to - piece.from);
+                parts.iter_mut().zip(along).for_each(|(part, here)| *part += here);
             }
-            left.extend(next);
         }
         parts
     }
 
     /// The parts on a piece of this length whose points begin at a lane.
-    fn along(&self, lane: usize, length: f64) -> Vec<f64> {
-        let lanes = self.work.lanes;
-        let gradients = self.work.input_gradient_of(self.first).chunks_exact(lanes);
+    fn along(&self, lane: usize, length: f64) -> impl Iterator<Item = f64> {
+        let gradients = self.work.input_gradient_of(self.first).chunks_exact(self.work.lanes);
         let way = self.from.iter().zip(self.to).map(|(&from, &to)| f64::from(to) - f64::from(from));
-        gradients
-            .zip(way)
-            .map(|(lanes, way)| {
-                let mean: f64 =
-                    NODES.iter().zip(&lanes[lane..]).map(|((_, weight), g)| weight * f64::from(*g)).sum();
-                mean * way * length
-            })
-            .collect()
+        gradients.zip(way).map(move |(lanes, way)| {
+            let nodes = NODES.iter().zip(&lanes[lane..]);
+            nodes.map(|((_, weight), g)| weight * f64::from(*g)).sum::<f64>() * way * length
+        })
     }
 }
 
@@ -197,10 +207,13 @@ impl Piece {
         let Piece { from, to, .. } = *self;
         NODES.into_iter().map(|(place, _)| place).chain([0.5]).map(move |place| from + place * (to - from))
     }
+}
 
-    fn halves(&self, middle_value: f64) -> [Piece; 2] {
-        let middle = 0.5 * (self.from + self.to);
-        let second = Piece { from: middle, values: [middle_value, self.values[1]], ..*self };
-        [second, Piece { to: middle, values: [self.values[0], middle_value], ..*self }]
+impl Seen {
+    fn halves(&self) -> [Piece; 2] {
+        let Seen { piece, middle_value, .. } = *self;
+        let middle = 0.5 * (piece.from + piece.to);
+        let first = Piece { to: middle, values: [piece.values[0], middle_value], ..piece };
+        [first, Piece { from: middle, values: [middle_value, piece.values[1]], ..piece }]
     }
 }
