@@ -510,6 +510,7 @@ fn bench_gives_one_object_with_rates_and_the_peaks_that_they_are_shares_of() {
         "step/stage1/local-recipe",
         "network/local",
         "network/inference",
+        "network/encode",
         "stimulus/step",
     ] {
         for threads in [1, 2] {

@@ -32,7 +32,7 @@ pub const NEIGHBOURS: usize = 8;
 pub const PERPLEXITY: f64 = 30.0;
 
 /// How features become places.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
     /// The first two principal components.

@@ -1,23 +1,29 @@
 //! Measures this machine, each kernel, and steps of training, side by side.
 //!
 //! A fraction of peak compares medians taken in turn: a burst of multiply-adds in registers, the thing measured, another
-//! burst. FLOPs are those of filtering alone, `2 x products x connections x batch`; pooling, normalisation and updates cost
+//! burst. FLOPs are those of filtering alone, `2 x products x connections x batch`, and of whitening where it is done; pooling, normalisation and updates cost
 //! time and count none.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use ndarray_rand::rand_distr::{Distribution, StandardNormal};
+use rand::Rng;
 use serde::Serialize;
 
 use crate::config::{Objective, Optimiser, Preprocess, RunConfig, Training};
+use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::geometry::{Kind, StageShape};
 use crate::kernels::{Cpu, Rows, lanes_for, machine};
+use crate::network::preprocess::{Inputs, Scratch, Whitening};
 use crate::network::{At, Network, Stage, StageKernels, Unit, WeightUpdate, Workspace};
 use crate::rng;
 use crate::training::check_memory;
 use crate::training::optimiser::Step;
+
+/// Pictures that preprocessing is fitted on.
+const FITTED_ON: usize = 1000;
 
 /// One line of the result.
 #[derive(Debug, Clone, Serialize)]
@@ -153,6 +159,7 @@ fn round(
         let (read, update) = pool.install(|| {
             bench.stages(config)?;
             bench.network(config)?;
+            bench.encode(config)?;
             bench.bursts.push(machine::fma_peak(cpu, BURST_MS));
             Ok::<_, Error>(machine::memory_bandwidth(cpu))
         })?;
@@ -305,6 +312,34 @@ impl Bench<'_> {
         self.measure(name, what, || {
             black_box(network.learn(work, 0..1, Objective::Local, &update));
         });
+    }
+
+    /// From pixels to features: preprocessing and inference. What it is fitted on is noise, which costs as much as anything else.
+    fn encode(&mut self, config: &RunConfig) -> Result<()> {
+        let name = "network/encode";
+        if !self.wants(name) {
+            return Ok(());
+        }
+        check_memory(config, 1)?;
+        let network = Network::new(config, 1)?;
+        let shape = config.input_shape();
+        let mut noise = vec![0; FITTED_ON * shape.len()];
+        rng::stream(1, "bench", 1).fill(&mut noise[..]);
+        let pictures = Dataset::from_pixels(shape, noise);
+        let whitening = Whitening::fit(&config.input, &pictures, 1)?;
+        let inputs = Inputs::new(&pictures, &whitening, 0);
+        let (mut work, mut scratch) = (network.workspace(self.batch), Scratch::default());
+        work.start(self.batch);
+        let indices: Vec<usize> = (0..self.batch).map(|lane| lane % pictures.len()).collect();
+        let of_stages = network.stages.iter().map(|stage| product(stage, self.batch));
+        let (flops, bytes) = of_stages.fold((0.0, 0.0), |(f, b), one| (f + one.flops, b + one.bytes));
+        let flops = flops + whitening.flops() as f64 * self.batch as f64;
+        let what = Work { flops, bytes, images: self.batch as f64 };
+        self.measure(name.into(), what, || {
+            inputs.fill(&indices, work.lanes, &mut work.input, &mut scratch);
+            network.forward(&mut work, network.stages.len() - 1);
+        });
+        Ok(())
     }
 
     /// The whole network: training in its own mode, inference, and a step of the search for a stimulus.

@@ -14,6 +14,7 @@ mod bench;
 mod controls;
 mod encode;
 mod evaluate;
+mod example;
 mod explain;
 mod frames;
 mod info;
@@ -38,6 +39,7 @@ use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -62,6 +64,9 @@ pub struct Cli {
     command: Command,
 }
 
+/// Whether the threads of this process are started.
+static THREADS_ARE_SET: AtomicBool = AtomicBool::new(false);
+
 const EXAMPLES: &str = "\
 Example, from videos to pictures of what the units prefer:
   striate sample my-videos/ --out outputs/frames --size 64 --per-video 20
@@ -85,6 +90,9 @@ pub struct Global {
     /// No progress on stderr; warnings and errors remain.
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// No result either: the command is a step of another.
+    #[arg(skip)]
+    silent: bool,
 }
 
 #[derive(Subcommand)]
@@ -173,6 +181,9 @@ fn frames_of(run: &Path, named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
 impl Global {
     /// Prints a command's result to stdout. A reader that hangs up early (`| head`) is no error.
     pub fn print<T: Serialize + Display>(&self, result: &T) -> anyhow::Result<()> {
+        if self.silent {
+            return Ok(());
+        }
         let text = match self.json {
             true => serde_json::to_string(result)?,
             false => result.to_string(),
@@ -193,11 +204,13 @@ impl Global {
     }
 
     /// Uses this many threads from now on, or one per core; returns how many were asked for. More than there are cores
-    /// would only wait for each other.
+    /// would only wait for each other. The first call of a process decides.
     pub fn use_threads(&self, threads: Option<u16>) -> anyhow::Result<usize> {
         let cores = std::thread::available_parallelism()?.get();
         let threads = threads.map_or(cores, usize::from);
-        rayon::ThreadPoolBuilder::new().num_threads(threads.min(cores)).build_global()?;
+        if !THREADS_ARE_SET.swap(true, Ordering::Relaxed) {
+            rayon::ThreadPoolBuilder::new().num_threads(threads.min(cores)).build_global()?;
+        }
         Ok(threads)
     }
 

@@ -7,19 +7,25 @@ use serde::Serialize;
 
 use striate::report::write_report;
 
-use super::Global;
+use super::{Global, example};
 
-/// Write one self-contained HTML file that shows a run: losses, filters, units.
+/// Write one self-contained HTML file that shows a run: detectors, units and a page for each, a map of frames, controls, filters, losses.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Example:
-  striate visualize outputs/run
-  striate report outputs/run
+Examples:
+  striate report --example                 # a network that has seen drawn videos only, before you train your own
+  striate visualize outputs/run && striate report outputs/run
 
-The file needs no network and nothing beside it. Without `striate visualize` before it, it shows losses only.")]
+The file needs no network and nothing beside it; open it in any browser. It shows what lies in RUN: pictures of units need `striate
+visualize` before; detectors `evaluate`, tuning curves `tuning`, invariances `invariance`, the map `map`, the table of controls
+`controls`, and why units answered as they did `explain`.")]
 pub struct ReportArgs {
     /// Run folder of `striate train`.
-    run: PathBuf,
+    #[arg(required_unless_present = "example")]
+    run: Option<PathBuf>,
+    /// Show the network that comes with the program: unpack it, with frames to look at, into a folder, and do there all that a report shows.
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "outputs/example", conflicts_with = "run")]
+    example: Option<PathBuf>,
     /// File to write [default: RUN/report.html].
     #[arg(long, short)]
     out: Option<PathBuf>,
@@ -40,7 +46,12 @@ impl fmt::Display for Written {
 }
 
 pub fn run(args: ReportArgs, global: Global) -> anyhow::Result<()> {
-    let out = args.out.unwrap_or_else(|| args.run.join("report.html"));
-    let (bytes, units) = write_report(&args.run, &out)?;
+    let run = match (args.run, &args.example) {
+        (Some(run), _) => run,
+        (None, Some(folder)) => example::make(folder, global)?,
+        (None, None) => unreachable!("one of both is required"),
+    };
+    let out = args.out.unwrap_or_else(|| run.join("report.html"));
+    let (bytes, units) = write_report(&run, &out)?;
     global.print(&Written { report: out, bytes, units })
 }

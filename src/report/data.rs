@@ -207,6 +207,11 @@ impl Findings {
         self.gallery.as_ref().map_or(&[], |gallery| &gallery.units)
     }
 
+    /// Whether a unit has a page.
+    pub fn shows(&self, name: UnitName) -> bool {
+        self.units().iter().any(|unit| unit.stage == name.stage && unit.unit == name.unit)
+    }
+
     /// All units, the top stage's first, with their pages if pictures are embedded; none if there are no pictures.
     ///
     /// # Errors

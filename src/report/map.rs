@@ -1,14 +1,19 @@
 //! `RUN/map`: a map of frames as JSON, their thumbnails on one sheet, and a picture of each map with the thumbnails in their places.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use image::imageops::{FilterType, replace, resize};
 use image::{DynamicImage, Rgb, RgbImage};
 use serde::{Deserialize, Serialize};
 
-use crate::analysis::map::{Layout, Map, Method};
+use super::data::Pictures;
+use super::detectors::read_json;
+use crate::analysis::map::{Layout, Map, Method, Neighbour};
 use crate::dataset::{Dataset, resized};
 use crate::error::{Error, Result};
 use crate::files;
@@ -35,6 +40,9 @@ const FILLED: f64 = 0.5;
 const CELL_PX: u32 = 96;
 
 const BACKGROUND: Rgb<u8> = Rgb([18, 18, 20]);
+
+/// What all of a map is in.
+const FILE: &str = "map.json";
 
 /// The picture of the last layout.
 const LAST_PICTURE: &str = "map.png";
@@ -87,6 +95,61 @@ impl fmt::Display for MapFile {
     }
 }
 
+/// A map as a page's script draws it.
+#[derive(Serialize)]
+pub(super) struct Drawn<'a> {
+    keys: &'a [String],
+    /// Width and height of a thumbnail.
+    tile: [usize; 2],
+    columns: usize,
+    /// Address of the sheet of thumbnails.
+    sprite: String,
+    /// For each method `[across, down]` of each frame.
+    methods: BTreeMap<Method, Vec<[f64; 2]>>,
+    /// For each frame number and similarity of others.
+    neighbours: Vec<Vec<(usize, f64)>>,
+}
+
+impl MapFile {
+    /// The map in `folder`, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not what `striate map` writes.
+    pub(super) fn read(folder: &Path) -> Result<Option<MapFile>> {
+        let path = folder.join(FILE);
+        if path.exists() { read_json(&path, "map").map(Some) } else { Ok(None) }
+    }
+
+    /// As a page shows it that has its pictures in itself or beside it.
+    ///
+    /// # Errors
+    /// The sheet of thumbnails cannot be read.
+    pub(super) fn drawn(&self, folder: &Path, pictures: Pictures) -> Result<Drawn<'_>> {
+        let rounded = |x: f32, places: i32| (f64::from(x) * 10f64.powi(places)).round() / 10f64.powi(places);
+        let Thumbnails { file, columns, width, height } = &self.thumbnails;
+        let sprite = match pictures {
+            Pictures::Served => format!("map/{}", file.display()),
+            Pictures::Embedded => {
+                let path = folder.join(file.file_name().unwrap_or_default());
+                let bytes = fs::read(&path).map_err(Error::io(&path, "read"))?;
+                format!("data:image/jpeg;base64,{}", STANDARD.encode(bytes))
+            }
+        };
+        let places = |layout: &Layout| layout.positions.iter().map(|p| p.map(|x| rounded(x, 4))).collect();
+        let near = |of_frame: &Vec<Neighbour>| {
+            of_frame.iter().map(|near| (near.index, rounded(near.similarity, 3))).collect()
+        };
+        Ok(Drawn {
+            keys: &self.keys,
+            tile: [*width, *height],
+            columns: *columns,
+            sprite,
+            methods: self.map.layouts.iter().map(|layout| (layout.method, places(layout))).collect(),
+            neighbours: self.map.neighbours.iter().map(near).collect(),
+        })
+    }
+}
+
 /// Draws a map of frames of `dataset` and writes `map.json`, `thumbnails.jpg`, and `map.png` of the last of its layouts, `map-METHOD.png`
 /// of others, into the folder `out`.
 ///
@@ -127,7 +190,7 @@ pub fn write(
     let thumbnails = Thumbnails { file, columns, width: cols, height: rows };
     let (checkpoint, frame_set) = (checkpoint.to_owned(), frame_set.to_owned());
     let made = MapFile { checkpoint, frame_set, keys, thumbnails, pictures, map };
-    files::replace(&out.join("map.json"), serde_json::to_vec(&made).expect("results are plain data"))?;
+    files::replace(&out.join(FILE), serde_json::to_vec(&made).expect("results are plain data"))?;
     Ok(made)
 }
 

@@ -7,8 +7,10 @@ use askama::Template;
 
 use super::data::{Findings, Format, Pictures, embedded};
 use super::detectors::{Evaluated, Table, read_all};
+use super::explanation::{Explained, Told, read_explained};
 use super::figure::{Curve, curves, grouped, significant};
 use super::gallery::Gallery;
+use super::map::MapFile;
 use crate::analysis::UnitName;
 use crate::analysis::evaluate::Best;
 use crate::config::RunConfig;
@@ -45,6 +47,7 @@ struct Page {
     /// The list of units as JSON, if the page has it in itself.
     listing: Option<String>,
     map: Option<MapView>,
+    explanations: Vec<ExplanationView>,
     controls: Vec<ControlTable>,
     filters_layout: String,
     filters: Vec<Filters>,
@@ -95,6 +98,22 @@ struct ControlRow {
 struct MapView {
     about: String,
     json: String,
+}
+
+/// Why units answered as they did to a picture.
+struct ExplanationView {
+    image: String,
+    /// Addresses of pictures.
+    frames: String,
+    neighbours: String,
+    units: Vec<ExplainedUnit>,
+}
+
+struct ExplainedUnit {
+    name: UnitName,
+    is_shown: bool,
+    picture: String,
+    words: Vec<String>,
 }
 
 /// A grid of filters.
@@ -194,7 +213,8 @@ impl Report {
             gallery: gallery.map(about),
             whitened: gallery.is_some_and(|gallery| gallery.whitened),
             listing,
-            map: None,
+            map: map_view(run, pictures)?,
+            explanations: explanations(run, &findings)?,
             controls: controls.iter().map(control_table).collect(),
             filters_layout: filters_layout(&config),
             filters: if gallery.is_some() { filters(&findings.folder)? } else { Vec::new() },
@@ -206,6 +226,40 @@ impl Report {
 /// JSON that can stand in a `script` element.
 fn script_json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("plain data").replace('<', "\\u003c")
+}
+
+fn map_view(run: &Path, pictures: Pictures) -> Result<Option<MapView>> {
+    let folder = run.join("map");
+    let Some(map) = MapFile::read(&folder)? else { return Ok(None) };
+    let about = format!(
+        "{map}Those lie together that the network sees as alike. Distances between groups mean little in t-SNE; neighbours are \
+         those by all features, not by places. Frames are from {}.",
+        map.frame_set.display()
+    );
+    let json = script_json(&map.drawn(&folder, pictures)?);
+    Ok(Some(MapView { about, json }))
+}
+
+fn explanations(run: &Path, findings: &Findings) -> Result<Vec<ExplanationView>> {
+    let unit = |explained: &Explained, told: &Told| {
+        let name = told.explanation.probe.name();
+        Ok(ExplainedUnit {
+            name,
+            is_shown: findings.shows(name),
+            picture: embedded(&explained.folder, &told.picture, Format::Exact)?,
+            words: told.words(),
+        })
+    };
+    let view = |explained: Explained| {
+        let near = explained.neighbours.iter().map(|near| format!("{} ({:.3})", near.key, near.similarity));
+        Ok(ExplanationView {
+            image: explained.image.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            frames: embedded(&explained.folder, &explained.frames, Format::Exact)?,
+            neighbours: near.collect::<Vec<_>>().join(", "),
+            units: explained.units.iter().map(|told| unit(&explained, told)).collect::<Result<_>>()?,
+        })
+    };
+    read_explained(&run.join("explain"))?.into_iter().map(view).collect()
 }
 
 /// Which units and frames these are.
@@ -235,13 +289,12 @@ fn detector_table(evaluated: &Evaluated, findings: &Findings) -> DetectorTable {
     let row = |group: &Best| {
         let best = &group.best[0];
         let name = best.unit.probe.name();
-        let is_this = |unit: &super::gallery::UnitPage| unit.stage == name.stage && unit.unit == name.unit;
         DetectorRow {
             stage: name.stage,
             kind: group.group.kind,
             count: grouped(group.units as u64),
             unit: name,
-            is_shown: findings.units().iter().any(is_this),
+            is_shown: findings.shows(name),
             accuracy: percent(best.unit.scores.paper.accuracy),
             interval: best
                 .accuracy_interval
