@@ -82,9 +82,11 @@ const makeGallery = (data) => {
     more.hidden = drawn >= order.length;
   };
   const show = () => {
-    // From the start of a word, so that `map 1` is not found in `bitmap 1`, nor frame 27 in 5.27.
+    // From the start of a word, so that `map 1` is not found in `bitmap 1`, nor frame 27 in 5.27; and a unit's numbers are whole, so
+    // that it is not found in `map 10`.
     const search = state.search.trim().toLowerCase().replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
-    const wanted = new RegExp(`(?<![\\p{L}\\p{N}.:])${search.replace(/\s+/g, "\\s+")}`, "u");
+    const whole = /:\d+$|^(stage|map|row|column) \d+$/.test(search) ? "(?!\\d)" : "";
+    const wanted = new RegExp(`(?<![\\p{L}\\p{N}.:])${search.replace(/\s+/g, "\\s+")}${whole}`, "u");
     const all = data.units.map((_, n) => n);
     order = all.filter((n) => (state.stage === "" || data.units[n].name.startsWith(`${state.stage}:`)) && (search === "" || wanted.test(words[n])));
     if (state.sort !== "place") order.sort((a, b) => score(b) - score(a) || a - b);
@@ -98,6 +100,13 @@ const makeGallery = (data) => {
     if (entries.some((entry) => entry.isIntersecting) && !more.hidden) draw();
   }, { rootMargin: "600px" }).observe(more);
   more.addEventListener("click", draw);
+
+  // Beside the name of a unit, what it prefers and the frames that drive it most.
+  document.querySelectorAll("[data-prefers]").forEach((cell) => {
+    const name = cell.dataset.prefers, unit = place.has(name) ? data.units[place.get(name)] : null;
+    if (!unit?.stimulus) return;
+    cell.append(el("img", { src: unit.stimulus, alt: `Preferred stimulus of unit ${name}`, width: 48, height: 48, decoding: "async" }));
+  });
 
   const stages = [...new Set(data.units.map((unit) => unitName(unit.name).stage))];
   byId("stage").append(...stages.map((stage) => el("option", { value: stage }, `${stage}`)));

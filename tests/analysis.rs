@@ -2,6 +2,8 @@
 //! that results do not depend on the number of threads, that what was there stays, and that what was interrupted goes on.
 
 mod common;
+#[path = "common/trained.rs"]
+mod trained;
 
 use std::fs;
 use std::path::Path;
@@ -10,22 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::{done, json, program, snapshot};
 use serde_json::Value;
-use tempfile::TempDir;
-
-/// A folder with `run`, trained a little on the frames `f`.
-fn trained() -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/tiny.toml");
-    done(folder.path(), "synth --out v --videos 6 --seconds 1 --size 64x48 --fps 12");
-    done(folder.path(), "sample v --out f --size 24 --per-video 10 --grey");
-    let settings = "--set training.steps=[60,20] --set training.mode=sync --set training.replicas=1";
-    done(folder.path(), &format!("train {config} --frames f --out run {settings}"));
-    folder
-}
-
-fn read(path: &Path) -> Value {
-    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-}
+use trained::{read, trained};
 
 fn count(value: &Value) -> usize {
     value.as_array().unwrap_or_else(|| panic!("no list: {value}")).len()

@@ -1,8 +1,8 @@
 """Opens the report, and the web app, in headless Chromium as a person would, and keeps screenshots.
 
-Usage: browser.py STRIATE RUN PICTURE OUT
+Usage: browser.py STRIATE RUN FRAMES PICTURE OUT
 
-RUN needs `striate visualize` and `striate evaluate` before. Fails on any error or warning in the console, on a request that leaves
+RUN needs `striate visualize`, `striate evaluate` and `striate map` before; FRAMES are those it is served with, PICTURE is what is dropped. Fails on any error or warning in the console, on a request that leaves
 the page, if the gallery does not sort, search or open a unit, if keys do not lead around, if anything is wider than a phone, or if a picture
 that is dropped is not explained. The packages are in tests/readers.txt; Chromium is the system's.
 """
@@ -10,6 +10,7 @@ that is dropped is not explained. The packages are in tests/readers.txt; Chromiu
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,8 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from playwright.sync_api import expect, sync_playwright
 
-STRIATE, RUN, PICTURE, OUT = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), pathlib.Path(sys.argv[4])
-CHROMIUM = "/usr/bin/chromium"
+STRIATE = sys.argv[1]
+RUN, FRAMES, PICTURE, OUT = map(pathlib.Path, sys.argv[2:6])
+CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 
@@ -104,12 +106,14 @@ def the_report(browser, problems):
     expect(page.locator("#everything")).to_be_visible()
     page.locator("#units").scroll_into_view_if_needed()
     page.screenshot(path=OUT / "report-gallery.png")
-    if page.locator("#map-canvas").count():
-        page.locator("#map-canvas").scroll_into_view_if_needed()
-        page.locator("#map-canvas").click(position={"x": 300, "y": 200})
-        page.keyboard.press("ArrowRight")
-        expect(page.locator("#map-panel .near button")).to_have_count(8)
-        page.screenshot(path=OUT / "report-map.png")
+    page.locator("#map-canvas").scroll_into_view_if_needed()
+    page.locator("#map-canvas").click(position={"x": 300, "y": 200})
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#map-panel .near button")).to_have_count(8)
+    page.screenshot(path=OUT / "report-map.png")
+    if page.locator("#explanations").count():
+        page.locator("#explanations").scroll_into_view_if_needed()
+        page.screenshot(path=OUT / "report-explanations.png")
     page.locator("#theme").click()
     page.screenshot(path=OUT / "report-dark.png")
     phone = watched(browser, problems, ("file:", "data:"), viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
@@ -192,7 +196,7 @@ def many(address, count=200):
 
 
 def the_app(browser, problems):
-    server = subprocess.Popen([STRIATE, "serve", RUN, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen([STRIATE, "serve", RUN, "--frames", FRAMES, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         address = re.search(r"http://\S+", server.stdout.readline()).group()
         page = watched(browser, problems, (address, "data:", "blob:"), viewport={"width": 1280, "height": 900})

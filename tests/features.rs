@@ -1,30 +1,29 @@
-//! `striate encode`, `striate neighbours` and `striate map` from outside: what they write, that it does not depend on the number of threads,
-//! that an interruption leaves what was there, and what they refuse.
+//! `striate encode`, `neighbours`, `map`, `explain` and `serve` from outside: what they write and answer, that it does not depend on the
+//! number of threads, that an interruption leaves what was there, and what they refuse.
 
 mod common;
+#[path = "common/trained.rs"]
+mod trained;
 
 use std::fs;
+use std::io::{BufRead, Read, Write};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use common::{done, json, program, run, snapshot, text};
 use serde_json::Value;
-use tempfile::TempDir;
+use trained::{read, trained};
 
-/// A folder with `run`, trained a little on the frames `f`.
-fn trained() -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/tiny.toml");
-    done(folder.path(), "synth --out v --videos 6 --seconds 1 --size 64x48 --fps 12");
-    done(folder.path(), "sample v --out f --size 24 --per-video 10 --grey");
-    let settings = "--set training.steps=[60,20] --set training.mode=sync --set training.replicas=1";
-    done(folder.path(), &format!("train {config} --frames f --out run {settings}"));
-    folder
-}
-
-fn read(path: &Path) -> Value {
-    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+/// Unpacks the first frame of `f` into the folder `pictures`; gives its name.
+fn first_frame(dir: &Path) -> String {
+    let tar = dir.join("f/frames-00000.tar");
+    let mut archive = tar::Archive::new(fs::File::open(tar).unwrap());
+    let mut member = archive.entries().unwrap().next().unwrap().unwrap();
+    let name = member.path().unwrap().display().to_string();
+    fs::create_dir(dir.join("pictures")).unwrap();
+    member.unpack(dir.join("pictures").join(&name)).unwrap();
+    name
 }
 
 #[test]
@@ -36,7 +35,8 @@ fn features_are_written_in_every_format_the_same_on_any_number_of_threads() {
     assert_eq!((&made["stage"], &made["kind"], &made["shape"]), (&2.into(), &"y".into(), &expected));
     assert_eq!((&made["pictures"], &made["units"]), (&60.into(), &72.into()));
     // Other frames are decoded; these are the same.
-    done(dir, "encode run --out b.safetensors --frames f --threads 1");
+    let same = dir.join("f").canonicalize().unwrap();
+    done(dir, &format!("encode run --out b.safetensors --frames {} --threads 1", same.display()));
     let [a, b] = ["a", "b"].map(|name| fs::read(dir.join(format!("{name}.safetensors"))).unwrap());
     assert!(a == b, "features depend on the number of threads");
 
@@ -88,12 +88,7 @@ fn an_interruption_leaves_the_features_that_were_there() {
 fn neighbours_of_a_frame_begin_with_itself_and_every_image_has_a_sheet() {
     let folder = trained();
     let dir = folder.path();
-    let tar = dir.join("f/frames-00000.tar");
-    let mut archive = tar::Archive::new(fs::File::open(tar).unwrap());
-    let mut member = archive.entries().unwrap().next().unwrap().unwrap();
-    let name = member.path().unwrap().display().to_string();
-    fs::create_dir(dir.join("pictures")).unwrap();
-    member.unpack(dir.join("pictures").join(&name)).unwrap();
+    let name = first_frame(dir);
     image::RgbImage::from_pixel(50, 40, image::Rgb([9, 99, 200])).save(dir.join("pictures/zz.png")).unwrap();
 
     let found = json(dir, &format!("neighbours run pictures/{name} pictures --keep 5"));
@@ -155,6 +150,167 @@ fn a_map_is_written_and_repeats_on_any_number_of_threads() {
     assert_ne!(read(&dir.join("run/map/map.json"))["frames"], map["frames"]);
 }
 
+/// Numbers of a list of objects, by a path such as `/completeness/gap`.
+fn numbers(list: &Value, path: &str) -> Vec<f64> {
+    list.as_array().unwrap().iter().map(|item| item.pointer(path).unwrap().as_f64().unwrap()).collect()
+}
+
+#[test]
+fn an_explanation_adds_up_names_the_frame_itself_and_is_in_the_report() {
+    let folder = trained();
+    let dir = folder.path();
+    let name = first_frame(dir);
+    let key = name.rsplit_once('.').unwrap().0;
+    let made = json(dir, &format!("explain run pictures/{name}"));
+    let explained = dir.join("run/explain").join(key);
+    assert_eq!(made, read(&explained.join("explanation.json")));
+    let units = made["units"].as_array().unwrap();
+    assert_eq!(units.len(), 3);
+    let above = numbers(&made["units"], "/above");
+    assert!(above.windows(2).all(|pair| pair[0] >= pair[1]), "{above:?}");
+    let side = 24;
+    for unit in units {
+        assert_eq!(unit["stage"], 2);
+        let gaps = numbers(&unit["below"], "/completeness/gap");
+        let gap = unit["completeness"]["gap"].as_f64().unwrap();
+        assert!(gaps.len() == 1 && gaps[0] < 0.01 && gap < 0.01, "{gap} {gaps:?}");
+        for map in ["gradient_input", "integrated", "occlusion"] {
+            assert_eq!(unit[map]["values"].as_array().unwrap().len(), side * side);
+        }
+        assert_eq!(unit["sanity"].as_array().unwrap().len(), 3);
+        assert!(explained.join(unit["picture"].as_str().unwrap()).is_file());
+    }
+    assert_eq!(
+        (&made["neighbours"][0]["key"], &made["neighbours"][0]["similarity"]),
+        (&key.into(), &1.0.into())
+    );
+    // The picture and eight frames, 24 pixels shown fourfold, and two between.
+    let frames = image::open(explained.join("frames.png")).unwrap();
+    assert_eq!((frames.width(), frames.height()), (9 * 98 + 2, 98 + 2));
+
+    let told = done(
+        dir,
+        &format!(
+            "explain run pictures/{name} --threads 1 --unit 2:0:1:1 --unit 1:3:0:2 --kind h --baseline grey --occlude 5 --no-sanity"
+        ),
+    );
+    assert!(told.contains("unit 2:0:1:1 (h)") && told.contains("unit 1:3:0:2 (h)"), "{told}");
+    assert!(told.contains("Through stage 1: raised by 1:") && !told.contains("random weights"), "{told}");
+    done(dir, "map run");
+    done(dir, "report run");
+    let html = fs::read_to_string(dir.join("run/report.html")).unwrap();
+    for part in [r##"href="#explanations""##, "Unit 2:0:1:1", r##"href="#map""##, r#""methods":{"pca":[["#] {
+        assert!(html.contains(part), "no {part}");
+    }
+}
+
+/// A request by hand; its answer's status and body.
+fn ask(address: &str, head: &str, body: &[u8]) -> (u16, String) {
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    let host = if head.contains("Host:") { String::new() } else { format!("Host: {address}\r\n") };
+    let length = if head.contains("Content-Length:") {
+        String::new()
+    } else {
+        format!("Content-Length: {}\r\n", body.len())
+    };
+    write!(stream, "{head}\r\n{host}{length}Connection: close\r\n\r\n").unwrap();
+    stream.write_all(body).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let answer = text(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer}"));
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// A PNG of a size that has hardly begun with its pixels.
+fn broken_png(width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, width, height);
+    encoder.set_color(png::ColorType::Grayscale);
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_chunk(png::chunk::IDAT, &[0x78, 0x9c]).unwrap();
+    drop(writer);
+    bytes
+}
+
+/// `striate serve`, ended when this is dropped.
+struct Served(std::process::Child);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_web_app_looks_at_pictures_explains_units_and_survives_what_people_send() {
+    let folder = trained();
+    let dir = folder.path();
+    let name = first_frame(dir);
+    done(dir, "visualize run --units 4 --quiet");
+    let mut command = program();
+    command.current_dir(dir).args(["serve", "run", "--port", "0", "--quiet"]);
+    let mut served = Served(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+    let mut line = String::new();
+    std::io::BufReader::new(served.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
+    assert!(address.starts_with("127.0.0.1:"), "on this machine alone unless told otherwise: {line}");
+
+    let frame = fs::read(dir.join("pictures").join(&name)).unwrap();
+    let (status, page) = ask(&address, "GET / HTTP/1.1", b"");
+    assert!(status == 200 && page.contains("data-served") && page.contains(r#"id="drop""#), "{status}");
+    let (status, units) = ask(&address, "GET /units.json HTTP/1.1", b"");
+    let units: Value = serde_json::from_str(&units).unwrap();
+    let unit = &units["units"][0];
+    assert_eq!((status, unit["name"].as_str().unwrap().split(':').next()), (200, Some("2")));
+    let picture = unit["stimulus"].as_str().unwrap();
+    assert_eq!(ask(&address, &format!("GET /{picture} HTTP/1.1"), b"").0, 200);
+    let of_unit = ask(&address, &format!("GET /unit/{} HTTP/1.1", unit["name"].as_str().unwrap()), b"");
+    assert!(of_unit.0 == 200 && of_unit.1.contains("stimuli"), "{of_unit:?}");
+
+    let (status, look) = ask(&address, "POST /look HTTP/1.1", &frame);
+    let look: Value = serde_json::from_str(&look).unwrap();
+    assert_eq!((status, &look["width"], look["neighbours"].as_array().unwrap().len()), (200, &24.into(), 8));
+    assert_eq!(numbers(&look["stages"], "/stage"), [2.0, 1.0]);
+    let (status, why) = ask(&address, "POST /explain?unit=2:0:1:1 HTTP/1.1", &frame);
+    let why: Value = serde_json::from_str(&why).unwrap();
+    assert_eq!(
+        (status, why["maps"].as_array().unwrap().len(), numbers(&why["below"], "/stage")),
+        (200, 3, vec![1.0])
+    );
+
+    for (head, body, code, words) in [
+        ("POST /look HTTP/1.1", &b"PK\x03\x04 a zip"[..], 422, "not a picture"),
+        ("POST /look HTTP/1.1", b"", 422, "no picture was sent"),
+        ("POST /look HTTP/1.1", &broken_png(1, 1), 422, "1x1 pixels"),
+        ("POST /look HTTP/1.1", &broken_png(20_000, 20_000), 422, "20000x20000 pixels"),
+        ("POST /look HTTP/1.1", &broken_png(100, 100), 422, "cannot be decoded"),
+        ("POST /look HTTP/1.1\r\nContent-Length: 200000000", b"", 413, "more than 20 MB"),
+        ("POST /explain?unit=9:0:0:0 HTTP/1.1", &frame, 404, "9:0:0:0"),
+        ("POST /explain?unit=face HTTP/1.1", &frame, 400, "`face` is no unit"),
+        ("GET /unit/2:99:0:0 HTTP/1.1", b"", 404, "not among those shown"),
+        ("GET /pictures/..%2f..%2fconfig.toml HTTP/1.1", b"", 404, "no such picture"),
+        ("GET /pictures/units.json HTTP/1.1", b"", 404, "no such picture"),
+        ("GET /nothing HTTP/1.1", b"", 404, "no such page"),
+        ("GET / HTTP/1.1\r\nHost: evil.example", b"", 403, "evil.example"),
+        ("POST /look HTTP/1.1\r\nOrigin: http://evil.example", &frame, 403, "evil.example"),
+    ] {
+        let (status, answer) = ask(&address, head, body);
+        assert!(status == code && answer.contains(words), "{head}: {status} {answer}");
+    }
+    // Many at once, and all get the same.
+    let answers: Vec<(u16, String)> = std::thread::scope(|scope| {
+        let one = |_| scope.spawn(|| ask(&address, "POST /look HTTP/1.1", &frame));
+        (0..200).map(one).collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(answers.iter().all(|answer| answer.0 == 200 && *answer == answers[0]));
+    // Ctrl-C is how it ends.
+    rustix::process::kill_process(rustix::process::Pid::from_child(&served.0), rustix::process::Signal::INT)
+        .unwrap();
+    assert_eq!(served.0.wait().unwrap().code(), Some(0));
+}
+
 #[test]
 fn what_cannot_be_done_is_refused_with_one_line() {
     let folder = trained();
@@ -183,6 +339,20 @@ fn what_cannot_be_done_is_refused_with_one_line() {
         ("map run --perplexity 30", 2, &["--perplexity", "is 30", "from 1 to 19.7 with 60 frames"]),
         ("map run --perplexity 0.5", 2, &["--perplexity", "from 1"]),
         ("map run --method umap", 2, &["--method", "pca", "tsne"]),
+        ("explain run", 2, &["IMAGE"]),
+        ("explain nowhere text.txt", 1, &["nowhere", "not a run"]),
+        ("explain run text.txt", 1, &["text.txt", "neither a folder"]),
+        ("explain run f", 1, &["f: ", "60 pictures", "one is explained at a time"]),
+        ("explain run damaged/a.jpg", 1, &["damaged/a.jpg"]),
+        ("explain run text.txt --unit 3:0:0:0", 2, &["3:0:0:0", "stage"]),
+        ("explain run text.txt --unit face", 2, &["--unit", "face"]),
+        ("explain run text.txt --show", 1, &["--show", "no terminal"]),
+        ("serve nowhere", 1, &["nowhere", "not a run"]),
+        ("serve run --host example.org", 2, &["--host"]),
+        ("serve run --host 192.0.2.1", 1, &["192.0.2.1:8417", "cannot listen on"]),
+        ("report", 2, &["RUN"]),
+        ("report run --example", 2, &["--example"]),
+        ("report --example f", 1, &["f: is there already"]),
     ] {
         let output = run(dir, line);
         let stderr = text(&output.stderr);

@@ -97,3 +97,52 @@ impl Viewer {
         all
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analysis::neighbours::nearest;
+    use crate::config::RunConfig;
+    use crate::network::Network;
+    use crate::network::preprocess::{Transform, Whitening};
+    use crate::rng;
+    use rand::Rng;
+
+    #[test]
+    fn units_fire_by_their_deviations_from_what_the_frames_give_and_a_frame_finds_itself() {
+        let text = "[input]\nheight = 10\nwidth = 10\npreprocess = \"contrast\"\n[[stages]]\nmaps = 3\nfield = 5\npool = 2\nlcn = 3\n\
+                    [[stages]]\nmaps = 2\nfield = 3\npool = 2\nlcn = 3\n[training]\nsteps = [1, 1]\n";
+        let config = RunConfig::parse(text, &[]).unwrap();
+        let network = Network::new(&config, 4).unwrap();
+        let whitening = Whitening { shape: network.input, transform: Transform::Contrast { scale: 1.0 } };
+        let mut rng = rng::stream(7, "look", 0);
+        let frames = Dataset::from_pixels(network.input, (0..130 * 100).map(|_| rng.random()).collect());
+        let all: Vec<usize> = (0..frames.len()).collect();
+        let inputs = Inputs::new(&frames, &whitening, 0);
+        let values: Vec<Array2<f32>> =
+            [0, 1].map(|stage| features(&network, &inputs, &all, (stage, Kind::Y), |_| ()).unwrap()).into();
+        let query = frames.pixels(41);
+        let row = values[1].slice(ndarray::s![41..42, ..]);
+        let near = nearest(&network, &inputs, (1, Kind::Y), row, 5, |_| ());
+        let units = [0, 1].map(|stage| network.units(stage, Kind::Y));
+        let checkpoint = Checkpoint { config, network, whitening };
+        let viewer = Viewer::new(checkpoint, frames, Kind::Y, &Progress::none()).unwrap();
+        let look = viewer.look(&query, usize::MAX, 5);
+        for (stage, firings) in look.stages.iter().enumerate() {
+            assert_eq!(firings.len(), units[stage].len());
+            assert!(firings.windows(2).all(|pair| pair[0].above >= pair[1].above));
+            for firing in firings {
+                let column = units[stage].iter().position(|unit| *unit == firing.name.unit).unwrap();
+                let column: Vec<f64> = values[stage].column(column).iter().map(|&x| f64::from(x)).collect();
+                let mean = column.iter().sum::<f64>() / 130.0;
+                let variance = column.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 130.0;
+                let above = (column[41] - mean) / variance.sqrt();
+                assert!((f64::from(firing.value) - column[41]).abs() < 1e-6, "{firing:?}");
+                assert!((firing.above - above).abs() < 0.01 * (1.0 + above.abs()), "{firing:?}, not {above}");
+            }
+        }
+        assert_eq!(look.neighbours, near[0]);
+        assert!(look.neighbours[0].frame == 41 && look.neighbours[0].value > 0.999_999);
+        assert!(viewer.look(&query, 2, 1).stages.iter().all(|firings| firings.len() == 2));
+    }
+}
