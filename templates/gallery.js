@@ -73,7 +73,7 @@ const makeGallery = (data) => {
         ? el("img", { class: "stimulus", src: unit.stimulus, alt, width: 96, height: 96, loading: "lazy", decoding: "async" })
         : el("span", { class: "flat" }, "no gradient"),
       el("img", { class: "strip", src: unit.top.picture, alt: `Its top frames: ${unit.top.keys.slice(0, 4).join(", ")}`, height: 24, loading: "lazy", decoding: "async" }),
-      el("span", { class: "label" }, el("b", {}, unit.name), ` ${text}`)));
+      el("span", { class: "label" }, el("b", {}, unit.name), el("span", {}, text)));
   };
   const draw = () => {
     const next = order.slice(drawn, drawn + CHUNK);
@@ -101,6 +101,11 @@ const makeGallery = (data) => {
   }, { rootMargin: "600px" }).observe(more);
   more.addEventListener("click", draw);
 
+  // Names of units in text lead to their pages.
+  document.querySelectorAll(".explained li").forEach((line) => {
+    const parts = line.textContent.split(/(\d+:\d+:\d+:\d+)/);
+    line.replaceChildren(...parts.map((part) => (place.has(part) ? el("a", { href: `#unit/${part}` }, part) : part)));
+  });
   // Beside the name of a unit, what it prefers and the frames that drive it most.
   document.querySelectorAll("[data-prefers]").forEach((cell) => {
     const name = cell.dataset.prefers, unit = place.has(name) ? data.units[place.get(name)] : null;

@@ -49,7 +49,7 @@ const makeUnitPage = (data, gallery, pageOf) => {
     const [before, after] = gallery.beside(unit.name);
     const o = page.over_frames;
     const near = gallery.nearest(unit.name, 12);
-    view.replaceChildren(
+    view.replaceChildren(...[
       el("nav", { "aria-label": "Units", class: "unit-nav" },
         el("a", { href: "#units", class: "button" }, "← All units"),
         before && el("a", { href: `#unit/${before}`, class: "button", rel: "prev" }, `‹ ${before}`),
@@ -65,7 +65,7 @@ const makeUnitPage = (data, gallery, pageOf) => {
         el("p", { class: "soft" }, "Correlation r of responses on up to 256 frames."),
         el("ul", { class: "cards" }, ...near.map(({ unit: other, r }) => gallery.card(other, `r ${charts.number(r)}`))),
         el("p", {}, el("button", { type: "button", onclick: () => { gallery.sortLike(unit.name); location.hash = "#units"; } }, "Sort all units by likeness to this one"))),
-    );
+    ].filter((part) => part !== null));
     document.title = `Unit ${unit.name} · ${title}`;
     view.dataset.stage = stage;
   };

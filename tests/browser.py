@@ -36,6 +36,12 @@ def watched(browser, problems, allowed, **options):
     return page
 
 
+def picture(page, path, **options):
+    """A screenshot once pictures in view are decoded."""
+    page.wait_for_timeout(300)
+    page.screenshot(path=path, **options)
+
+
 def names(page):
     return [card.get_attribute("data-unit") for card in page.locator("#cards .card").all()]
 
@@ -52,7 +58,7 @@ def look_at_units(page, count):
         assert len(shown) == len(by_place) and len(set(shown)) == len(shown), option
         assert shown != by_place, f"sorting by {option} changes nothing"
     page.select_option("#sort", "concept-0")
-    shares = [float(text.split()[-2]) for text in page.locator("#cards .label").all_inner_texts()[:20]]
+    shares = [float(text.split()[0]) for text in page.locator("#cards .label span").all_inner_texts()[:20]]
     assert shares == sorted(shares, reverse=True), shares
     page.fill("#search", "map 1")
     assert names(page) and all(name.split(":")[1] == "1" for name in names(page)), names(page)
@@ -65,6 +71,8 @@ def look_at_units(page, count):
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
     expect(page.locator("#unit-page h2")).to_have_text(f"Unit {best}")
+    text = page.locator("#unit-page").inner_text()
+    assert not re.search(r"\b(null|undefined|NaN|Infinity)\b", text), text
     for heading in ["What it prefers", "Frames", "What it detects", "Units that respond like it"]:
         expect(page.locator("#unit-page h3", has_text=heading)).to_be_visible()
     assert page.locator("#unit-page svg.chart").count() >= 1
@@ -98,32 +106,32 @@ def the_report(browser, problems):
         ask();
     })""")
     print(f"report of {units} units, {report.stat().st_size / 1e6:.1f} MB: first paint after {paint:.0f} ms")
-    page.screenshot(path=OUT / "report-top.png")
+    picture(page, OUT / "report-top.png")
     best = look_at_units(page, units)
     images_have_texts(page)
-    page.screenshot(path=OUT / "report-unit.png", full_page=True)
+    picture(page, OUT / "report-unit.png", full_page=True)
     page.keyboard.press("Escape")
     expect(page.locator("#everything")).to_be_visible()
     page.locator("#units").scroll_into_view_if_needed()
-    page.screenshot(path=OUT / "report-gallery.png")
+    picture(page, OUT / "report-gallery.png")
     page.locator("#map-canvas").scroll_into_view_if_needed()
     page.locator("#map-canvas").click(position={"x": 300, "y": 200})
     page.keyboard.press("ArrowRight")
     expect(page.locator("#map-panel .near button")).to_have_count(8)
-    page.screenshot(path=OUT / "report-map.png")
+    picture(page, OUT / "report-map.png")
     if page.locator("#explanations").count():
         page.locator("#explanations").scroll_into_view_if_needed()
-        page.screenshot(path=OUT / "report-explanations.png")
+        picture(page, OUT / "report-explanations.png")
     page.locator("#theme").click()
-    page.screenshot(path=OUT / "report-dark.png")
+    picture(page, OUT / "report-dark.png")
     phone = watched(browser, problems, ("file:", "data:"), viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     phone.goto(report.resolve().as_uri())
     fits(phone)
-    phone.screenshot(path=OUT / "report-phone.png")
+    picture(phone, OUT / "report-phone.png")
     phone.goto(f"{report.resolve().as_uri()}#unit/{best}")
     expect(phone.locator("#unit-page h2")).to_have_text(f"Unit {best}")
     fits(phone)
-    phone.screenshot(path=OUT / "report-phone-unit.png")
+    picture(phone, OUT / "report-phone-unit.png")
 
 
 def refused(address, body, status, words):
@@ -207,7 +215,7 @@ def the_app(browser, problems):
         assert page.locator("#look-result tbody tr").count() >= 12
         assert page.locator("#look-result .near img").count() == 8
         images_have_texts(page)
-        page.screenshot(path=OUT / "serve-look.png")
+        picture(page, OUT / "serve-look.png")
         # Another unit, and a picture that is dropped.
         page.locator("[data-explain]").nth(1).click()
         expect(page.locator("#explanation .heat img").first).to_be_visible(timeout=60_000)
@@ -219,7 +227,7 @@ def the_app(browser, problems):
         page.dispatch_event("#drop", "drop", {"dataTransfer": data})
         expect(page.locator("#look-status")).to_have_text("dropped.png was looked at.", timeout=60_000)
         look_at_units(page, count)
-        page.screenshot(path=OUT / "serve-unit.png")
+        picture(page, OUT / "serve-unit.png")
         good = len(problems)
         page.goto(address)
         page.set_input_files("#file", {"name": "zip.png", "mimeType": "image/png", "buffer": b"PK\x03\x04" + bytes(99)})

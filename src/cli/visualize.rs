@@ -23,7 +23,7 @@ Examples:
   striate visualize outputs/run
   striate visualize outputs/run --stage 3 --units all --frames other-frames/
   striate visualize outputs/run --norm 1 --norm natural --evaluations 500
-  striate visualize outputs/run --stage 3 --negative --optima 4
+  striate visualize outputs/run --stage 3 --positive-only --optima 4
   striate visualize outputs/run --norm natural --parameters fourier --total-variation 0.3
 
 Writes RUN/visualize: filters-encoder.png, a sheet stageN.png with a row for each unit, up to 512 (stimuli, then top frames),
@@ -48,9 +48,9 @@ pub struct VisualizeArgs {
     /// Norm of the stimuli: a number (1 is the paper's) or `natural`, the mean norm of the frames. May be repeated.
     #[arg(long = "norm", default_values = ["1", "natural"], value_name = "NORM")]
     norms: Vec<Norm>,
-    /// Also look for what drives each unit to its lowest value.
+    /// Do not look for what drives each unit to its lowest value, too: half the time.
     #[arg(long)]
-    negative: bool,
+    positive_only: bool,
     /// How a search climbs; `fixed-steps` is the plain reference.
     #[arg(long, value_enum, default_value = "lbfgs")]
     method: Method,
@@ -126,7 +126,7 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
         stages: args.stages,
         kind: args.kind,
         norms: args.norms,
-        signs: if args.negative { vec![Sign::Positive, Sign::Negative] } else { vec![Sign::Positive] },
+        signs: if args.positive_only { vec![Sign::Positive] } else { vec![Sign::Positive, Sign::Negative] },
         method: args.method,
         evaluations: args.evaluations as usize,
         view: View {

@@ -164,7 +164,8 @@ impl Told {
                 "Value {}, {:.1} deviations above its mean over the frames; {} for the baseline.",
                 significant(*value),
                 self.above,
-                significant(*baseline_value)
+                // What rounding leaves of 0 is no news.
+                significant(if baseline_value.abs() < 1e-5 * value.abs() { 0.0 } else { *baseline_value })
             ),
             format!(
                 "Half of what raises it comes from {} by integrated gradients, from {} by occlusion.",

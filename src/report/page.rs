@@ -231,9 +231,11 @@ fn script_json(value: &impl serde::Serialize) -> String {
 fn map_view(run: &Path, pictures: Pictures) -> Result<Option<MapView>> {
     let folder = run.join("map");
     let Some(map) = MapFile::read(&folder)? else { return Ok(None) };
+    let lines: Vec<String> = map.to_string().lines().map(str::to_owned).collect();
     let about = format!(
-        "{map}Those lie together that the network sees as alike. Distances between groups mean little in t-SNE; neighbours are \
+        "{}. Those lie together that the network sees as alike. Distances between groups mean little in t-SNE; neighbours are \
          those by all features, not by places. Frames are from {}.",
+        lines.join("; "),
         map.frame_set.display()
     );
     let json = script_json(&map.drawn(&folder, pictures)?);
