@@ -30,7 +30,7 @@ const makeLook = (gallery) => {
         el("figure", {}, el("img", { id: "seen", src: look.seen, alt: "The picture as the network sees it", width: 192 }), el("figcaption", {}, `${look.width}x${look.height} pixels; this is what the network sees of it`)),
         el("div", { id: "explanation", "aria-live": "polite" })),
       el("h3", {}, "Units that fire"), el("p", { class: "soft" }, "Those whose value is the most unusual: deviations above its mean over the run's frames."), ...tables,
-      el("h3", {}, "Frames most like it"), el("p", { class: "soft" }, "By the cosine of top-stage features, of all the run's frames."),
+      el("h3", {}, "Frames most like it"), el("p", { class: "soft" }, "By the cosine of features, of all the run's frames."),
       el("ul", { class: "near" }, ...look.neighbours.map((n) => el("li", {}, el("figure", {}, el("img", { src: n.picture, alt: `frame ${n.key}`, title: n.key, width: 64 }), el("figcaption", {}, n.similarity.toFixed(3)))))));
   };
   const fail = (error) => { status.textContent = `Cannot look at it: ${error.message}`; status.className = "error"; };

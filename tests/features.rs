@@ -316,6 +316,7 @@ fn what_cannot_be_done_is_refused_with_one_line() {
     let folder = trained();
     let dir = folder.path();
     fs::write(dir.join("text.txt"), "no picture").unwrap();
+    image::GrayImage::new(24, 24).save(dir.join("good.png")).unwrap();
     fs::create_dir(dir.join("damaged")).unwrap();
     fs::write(dir.join("damaged/a.jpg"), b"\xff\xd8\xff\xe0 and then nothing").unwrap();
     let before = snapshot(dir);
@@ -344,8 +345,8 @@ fn what_cannot_be_done_is_refused_with_one_line() {
         ("explain run text.txt", 1, &["text.txt", "neither a folder"]),
         ("explain run f", 1, &["f: ", "60 pictures", "one is explained at a time"]),
         ("explain run damaged/a.jpg", 1, &["damaged/a.jpg"]),
-        ("explain run text.txt --unit 3:0:0:0", 2, &["3:0:0:0", "stage"]),
-        ("explain run text.txt --unit face", 2, &["--unit", "face"]),
+        ("explain run good.png --unit 3:0:0:0", 2, &["3:0:0:0", "stage"]),
+        ("explain run good.png --unit face", 2, &["--unit", "face"]),
         ("explain run text.txt --show", 1, &["--show", "no terminal"]),
         ("serve nowhere", 1, &["nowhere", "not a run"]),
         ("serve run --host example.org", 2, &["--host"]),

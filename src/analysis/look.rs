@@ -21,11 +21,11 @@ pub struct Viewer {
     pub checkpoint: Checkpoint,
     /// The frames that are usual.
     pub frames: Dataset,
-    /// Which values of units.
-    pub kind: Kind,
+    /// The stage, from 0, by which frames are compared, and which values of all units are looked at.
+    pub group: (usize, Kind),
     /// Over the frames, `[stage][unit]`.
     usual: Vec<Vec<Moments>>,
-    /// Top-stage features of the frames, [frame, unit].
+    /// What the units of that stage say of the frames, [frame, unit].
     features: Array2<f32>,
 }
 
@@ -46,7 +46,7 @@ pub struct Firing {
 pub struct Look {
     /// For each stage, the first one first, the units that answer the most unusually, from the most.
     pub stages: Vec<Vec<Firing>>,
-    /// The frames most like it by top-stage features; values are cosines.
+    /// The frames most like it by the values of the stage's units; their cosines.
     pub neighbours: Vec<Answer>,
 }
 
@@ -55,16 +55,20 @@ impl Viewer {
     ///
     /// # Errors
     /// Their features do not fit in memory.
-    pub fn new(checkpoint: Checkpoint, frames: Dataset, kind: Kind, progress: &Progress) -> Result<Viewer> {
+    pub fn new(
+        checkpoint: Checkpoint,
+        frames: Dataset,
+        group: (usize, Kind),
+        progress: &Progress,
+    ) -> Result<Viewer> {
         let Checkpoint { network, whitening, .. } = &checkpoint;
         let all: Vec<usize> = (0..frames.len()).collect();
         let inputs = Inputs::new(&frames, whitening, 0);
         progress.begin("what is usual", all.len());
-        let usual = moments(network, kind, &inputs, &all, |count| progress.add(count));
+        let usual = moments(network, group.1, &inputs, &all, |count| progress.add(count));
         progress.begin("features", all.len());
-        let top = network.stages.len() - 1;
-        let features = features(network, &inputs, &all, (top, kind), |count| progress.add(count))?;
-        Ok(Viewer { checkpoint, frames, kind, usual, features })
+        let features = features(network, &inputs, &all, group, |count| progress.add(count))?;
+        Ok(Viewer { checkpoint, frames, group, usual, features })
     }
 
     /// Looks at a picture of 8-bit pixels `[channel, row, column]`, of the network's input size: names `count` units of each stage and
@@ -76,7 +80,7 @@ impl Viewer {
         work.load_picture(0, whitening.apply(pixels).into_iter());
         let top = network.stages.len() - 1;
         network.forward(&mut work, top);
-        let query: Vec<f32> = work.values(network, top, self.kind).into_iter().collect();
+        let query: Vec<f32> = work.values(network, self.group.0, self.group.1).into_iter().collect();
         let query = ArrayView2::from_shape((1, query.len()), &query).expect("one row");
         let neighbours = nearest_of(query, self.features.view(), keep).swap_remove(0);
         Look { stages: (0..=top).map(|stage| self.firing(&work, stage, count)).collect(), neighbours }
@@ -85,12 +89,12 @@ impl Viewer {
     fn firing(&self, work: &Workspace, stage: usize, count: usize) -> Vec<Firing> {
         let network = &self.checkpoint.network;
         let firing = |(unit, usual): (_, &Moments)| {
-            let value = work.unit_values(network, stage, self.kind, unit)[0];
+            let value = work.unit_values(network, stage, self.group.1, unit)[0];
             let above = (f64::from(value) - usual.mean) / usual.deviation;
             let above = if usual.deviation > 0.0 { above } else { 0.0 };
             Firing { name: UnitName { stage: stage + 1, unit }, value, above }
         };
-        let units = network.units(stage, self.kind).into_iter().zip(&self.usual[stage]);
+        let units = network.units(stage, self.group.1).into_iter().zip(&self.usual[stage]);
         let mut all: Vec<Firing> = units.map(firing).collect();
         all.sort_by(|a, b| b.above.total_cmp(&a.above).then(a.name.cmp(&b.name)));
         all.truncate(count);
@@ -126,7 +130,7 @@ mod tests {
         let near = nearest(&network, &inputs, (1, Kind::Y), row, 5, |_| ());
         let units = [0, 1].map(|stage| network.units(stage, Kind::Y));
         let checkpoint = Checkpoint { config, network, whitening };
-        let viewer = Viewer::new(checkpoint, frames, Kind::Y, &Progress::none()).unwrap();
+        let viewer = Viewer::new(checkpoint, frames, (1, Kind::Y), &Progress::none()).unwrap();
         let look = viewer.look(&query, usize::MAX, 5);
         for (stage, firings) in look.stages.iter().enumerate() {
             assert_eq!(firings.len(), units[stage].len());

@@ -8,11 +8,10 @@ use striate::analysis::explain::{Baseline, Settings};
 use striate::analysis::look::Viewer;
 use striate::error::Error;
 use striate::frames::FrameStore;
-use striate::geometry::Kind;
-use striate::network::checkpoint;
 use striate::report::explanation::explain;
 
 use super::Global;
+use super::view::ViewArgs;
 
 /// Explain a unit's answer to a picture: where in it, through which units below, and which frames are most like it.
 #[derive(clap::Args)]
@@ -27,19 +26,16 @@ Through which units: integrated gradients along the outputs of each stage below.
 some stages; what an explanation says must depend on what was learned, so correlations should be far below 1.
 Writes RUN/explain/IMAGE: explanation.json, a picture for each unit, and frames.png, the picture and the frames most like it.")]
 pub struct ExplainArgs {
-    /// Run folder of `striate train`.
-    run: PathBuf,
+    #[command(flatten)]
+    view: ViewArgs,
     /// The picture; it is cut, resized and greyed as the run's frames were.
     image: PathBuf,
-    /// Unit as stage:map:row:col. May be repeated [default: the top-stage units that answer most unusually].
+    /// Unit as stage:map:row:col. May be repeated [default: those of the stage that answer most unusually].
     #[arg(long = "unit", value_name = "UNIT")]
     named: Vec<UnitName>,
     /// Units that are explained if none is named.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     units: u16,
-    /// Value of a unit: filtered (a), pooled (h) or normalised (y).
-    #[arg(long, value_enum, default_value = "y")]
-    kind: Kind,
     /// What the answer is compared with: the mean frame (zero, after preprocessing), or a grey picture.
     #[arg(long, value_enum, default_value_t)]
     baseline: Baseline,
@@ -49,24 +45,15 @@ pub struct ExplainArgs {
     /// Do without the comparison with random weights.
     #[arg(long)]
     no_sanity: bool,
-    /// Frames that say what is usual, and of which the most alike are named [default: those the run was trained on].
-    #[arg(long)]
-    frames: Option<PathBuf>,
     /// Show the pictures in the terminal, too.
     #[arg(long)]
     show: bool,
-    /// Threads. Default: one per core.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
 }
 
 pub fn run(args: ExplainArgs, global: Global) -> anyhow::Result<()> {
-    global.use_threads(args.threads)?;
     if args.show && !std::io::stdout().is_terminal() {
         anyhow::bail!("--show: the output is no terminal; the pictures lie in RUN/explain");
     }
-    let checkpoint = checkpoint::load_latest(&args.run, false)?;
-    args.named.iter().try_for_each(|unit| unit.check(&checkpoint.network, args.kind))?;
     let settings = Settings {
         baseline: args.baseline,
         occlude_px: args.occlude,
@@ -82,13 +69,13 @@ pub fn run(args: ExplainArgs, global: Global) -> anyhow::Result<()> {
         .into());
     }
     let picture = store.picture(0)?;
-    let identity = checkpoint::identity(&checkpoint::latest_of(&args.run)?)?;
-    let frames = super::frames_of(&args.run, args.frames)?;
-    let dataset = global.pictures(&FrameStore::open(&frames)?, &args.run, &checkpoint.config)?;
+    let view = args.view.load_if(&global, |network, kind| {
+        Ok(args.named.iter().try_for_each(|unit| unit.check(network, kind))?)
+    })?;
     let (bar, progress) = global.parts("explain");
-    let viewer = Viewer::new(checkpoint, dataset, args.kind, &progress)?;
-    let out = args.run.join("explain");
-    let (asked, how) = ((&args.named[..], args.units.into()), (settings, identity.as_str()));
+    let viewer = Viewer::new(view.checkpoint, view.dataset, view.group, &progress)?;
+    let out = args.view.run.join("explain");
+    let (asked, how) = ((&args.named[..], args.units.into()), (settings, view.identity.as_str()));
     let explained = explain(&viewer, (&args.image, &picture), asked, how, &out, &progress);
     bar.finish_and_clear();
     let explained = explained?;

@@ -1,15 +1,12 @@
 //! `striate serve`: look at a run in the browser, and drop pictures on it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 
 use striate::analysis::look::Viewer;
-use striate::frames::FrameStore;
-use striate::geometry::Kind;
-use striate::network::checkpoint;
 use striate::serve::Server;
 
 use super::Global;
+use super::view::ViewArgs;
 
 /// Show a run in the browser: all that the report has, and which units fire for a picture that is dropped, and why.
 #[derive(clap::Args)]
@@ -22,31 +19,22 @@ Examples:
 Pictures that are dropped are looked at on this machine and not kept. It listens on this machine alone unless --host says otherwise;
 there are no passwords. Ctrl-C ends it.")]
 pub struct ServeArgs {
-    /// Run folder of `striate train`.
-    run: PathBuf,
+    #[command(flatten)]
+    view: ViewArgs,
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
     /// Port to listen on; 0 for any that is free.
     #[arg(long, default_value_t = 8417)]
     port: u16,
-    /// Frames that say what is usual, and of which the most alike are shown [default: those the run was trained on].
-    #[arg(long)]
-    frames: Option<PathBuf>,
-    /// Threads. Default: one per core.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
 }
 
 pub fn run(args: ServeArgs, global: Global) -> anyhow::Result<()> {
-    global.use_threads(args.threads)?;
-    let checkpoint = checkpoint::load_latest(&args.run, false)?;
-    let frames = super::frames_of(&args.run, args.frames)?;
-    let dataset = global.pictures(&FrameStore::open(&frames)?, &args.run, &checkpoint.config)?;
+    let view = args.view.load(&global)?;
     let (bar, progress) = global.parts("serve");
-    let viewer = Viewer::new(checkpoint, dataset, Kind::Y, &progress)?;
+    let viewer = Viewer::new(view.checkpoint, view.dataset, view.group, &progress)?;
     bar.finish_and_clear();
-    let server = Server::new(&args.run, viewer)?;
+    let server = Server::new(&args.view.run, viewer)?;
     if !args.host.is_loopback() && !global.quiet {
         say!("note: whoever can reach {} may look at this run, without a password", args.host);
     }

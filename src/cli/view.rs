@@ -6,6 +6,7 @@ use striate::analysis;
 use striate::dataset::Dataset;
 use striate::frames::FrameStore;
 use striate::geometry::Kind;
+use striate::network::Network;
 use striate::network::checkpoint::{self, Checkpoint};
 
 use super::Global;
@@ -41,9 +42,20 @@ pub struct View {
 
 impl ViewArgs {
     pub fn load(&self, global: &Global) -> anyhow::Result<View> {
+        self.load_if(global, |_, _| Ok(()))
+    }
+
+    /// The same, if `check` has nothing against the network and which of its values are asked for: before frames are decoded, which may
+    /// take long.
+    pub fn load_if(
+        &self,
+        global: &Global,
+        check: impl FnOnce(&Network, Kind) -> anyhow::Result<()>,
+    ) -> anyhow::Result<View> {
         global.use_threads(self.threads)?;
         let checkpoint = checkpoint::load_latest(&self.run, false)?;
         let stage = analysis::stage(self.stage, checkpoint.network.stages.len())?;
+        check(&checkpoint.network, self.kind)?;
         let identity = checkpoint::identity(&checkpoint::latest_of(&self.run)?)?;
         let frames = super::frames_of(&self.run, self.frames.clone())?;
         let dataset = global.pictures(&FrameStore::open(&frames)?, &self.run, &checkpoint.config)?;

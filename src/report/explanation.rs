@@ -60,7 +60,7 @@ pub struct Explained {
     pub settings: Settings,
     /// The units.
     pub units: Vec<Told>,
-    /// The frames most like it by top-stage features, from the most like.
+    /// The frames most like it by the values of that stage, from the most like.
     pub neighbours: Vec<Neighbour>,
     /// What the network sees of it, and these frames side by side; beside this file.
     pub frames: PathBuf,
@@ -81,7 +81,7 @@ pub struct Told {
     pub picture: PathBuf,
 }
 
-/// Explains `units`, or if none are named those `count` of the top stage that answer most unusually, and writes all to `out/NAME`, a
+/// Explains `units`, or if none are named those `count` of the viewer's stage that answer most unusually, and writes all to `out/NAME`, a
 /// folder with the picture's name.
 ///
 /// # Errors
@@ -101,7 +101,7 @@ pub fn explain(
     let firing: HashMap<UnitName, f64> =
         look.stages.iter().flatten().map(|firing| (firing.name, firing.above)).collect();
     let units = match units {
-        [] => look.stages[network.stages.len() - 1].iter().take(count).map(|firing| firing.name).collect(),
+        [] => look.stages[viewer.group.0].iter().take(count).map(|firing| firing.name).collect(),
         named => named.to_vec(),
     };
 
@@ -115,7 +115,7 @@ pub fn explain(
     progress.begin("units", units.len());
     let mut told = Vec::new();
     for name in units {
-        let probe = Probe { stage: name.stage - 1, kind: viewer.kind, unit: name.unit };
+        let probe = Probe { stage: name.stage - 1, kind: viewer.group.1, unit: name.unit };
         let explanation = explainer.explain(&pixels, probe)?;
         let picture = PathBuf::from(format!("unit-{}.png", name.to_string().replace(':', "-")));
         files::replace(&folder.join(&picture), png(&panel(&under, &explanation)))?;

@@ -135,11 +135,11 @@ pub(super) fn look(viewer: &Viewer, picture: &DynamicImage) -> Looked {
 }
 
 pub(super) fn explain(viewer: &Viewer, picture: &DynamicImage, name: UnitName) -> Result<Explained, Refused> {
-    let known = name.check(&viewer.checkpoint.network, viewer.kind);
+    let known = name.check(&viewer.checkpoint.network, viewer.group.1);
     known.map_err(|e| Refused::new(StatusCode::NOT_FOUND, e.to_string()))?;
     let settings = Settings { baseline: Baseline::Zero, occlude_px: None, sanity: false, seed: 0 };
     let pixels = seen(viewer, picture);
-    let probe = Probe { stage: name.stage - 1, kind: viewer.kind, unit: name.unit };
+    let probe = Probe { stage: name.stage - 1, kind: viewer.group.1, unit: name.unit };
     let found = Explainer::new(&viewer.checkpoint, settings)?.explain(&pixels, probe)?;
     let under = tile(viewer, &pixels);
     let zoom = (SIDE_PX / under.width().max(1)).max(1);
