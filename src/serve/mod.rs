@@ -26,6 +26,9 @@ use crate::error::{Error, Result};
 use crate::report::{Pictures, Report};
 use upload::Refused;
 
+/// Pictures that are read at the same time: at most so many times [`MAX_BYTES`](upload::MAX_BYTES) of memory.
+const READ_TOGETHER: usize = 32;
+
 /// A run that is served.
 pub struct Server {
     /// The page, its list of units and their pages.
@@ -35,8 +38,10 @@ pub struct Server {
     /// The list, which is the same for all.
     listing: Vec<u8>,
     viewer: Viewer,
-    /// Pictures that are read and looked at at the same time; others wait, so that many at once cost no more memory.
-    turns: Semaphore,
+    /// Pictures that are read at the same time; others wait, so that many at once cost no more memory.
+    reading: Semaphore,
+    /// And those that are looked at: fewer, so that one that arrives slowly does not hold up those that are there.
+    looking: Semaphore,
     /// Names by which this machine is asked for; none if others may ask, by names that are not known.
     hosts: Option<Vec<String>>,
 }
@@ -52,8 +57,9 @@ impl Server {
     pub fn new(run: &Path, viewer: Viewer) -> Result<Server> {
         let report = Report::new(run, Pictures::Served)?;
         let listing = serde_json::to_vec(&report.findings.listing(Pictures::Served)?).expect("plain data");
-        let turns = std::thread::available_parallelism().map_or(2, usize::from);
-        Ok(Server { report, run: run.into(), listing, viewer, turns: Semaphore::new(turns), hosts: None })
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let (reading, looking) = (Semaphore::new(READ_TOGETHER), Semaphore::new(cores));
+        Ok(Server { report, run: run.into(), listing, viewer, reading, looking, hosts: None })
     }
 
     /// Answers until `interrupted` or the process is told to end; `ready` is told where.
@@ -210,8 +216,9 @@ async fn with_picture(
 ) -> Answer {
     upload::check_length(request.headers())?;
     let worker = server.clone();
-    let _turn = server.turns.acquire().await.expect("turns are never closed");
+    let _room = server.reading.acquire().await.expect("never closed");
     let bytes = upload::body(request.into_body()).await?;
+    let _turn = server.looking.acquire().await.expect("never closed");
     let done = tokio::task::spawn_blocking(move || work(&worker.viewer, upload::decode(&bytes)?)).await;
     done.unwrap_or_else(|_| {
         Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault in striate; please report it"))
