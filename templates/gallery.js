@@ -73,7 +73,7 @@ const makeGallery = (data) => {
         ? el("img", { class: "stimulus", src: unit.stimulus, alt, width: 96, height: 96, loading: "lazy", decoding: "async" })
         : el("span", { class: "flat" }, "no gradient"),
       el("img", { class: "strip", src: unit.top.picture, alt: `Its top frames: ${unit.top.keys.slice(0, 4).join(", ")}`, height: 24, loading: "lazy", decoding: "async" }),
-      el("span", { class: "label" }, el("b", {}, unit.name), el("span", {}, text)));
+      el("span", { class: "label" }, el("b", {}, unit.name), el("span", {}, text))));
   };
   const draw = () => {
     const next = order.slice(drawn, drawn + CHUNK);
