@@ -62,7 +62,7 @@ impl Server {
         Ok(Server { report, run: run.into(), listing, viewer, reading, looking, hosts: None })
     }
 
-    /// Answers until `interrupted` or the process is told to end; `ready` is told where.
+    /// Answers until Ctrl-C; `ready` is told where.
     ///
     /// # Errors
     /// The address cannot be listened on.
@@ -95,9 +95,7 @@ impl Server {
             }
         })
     }
-}
 
-impl Server {
     /// Refuses what another site's page may have sent: a name that someone else has made mean this machine, or a picture from elsewhere.
     fn refusal(&self, headers: &HeaderMap) -> Option<Refused> {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
