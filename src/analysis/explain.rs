@@ -10,6 +10,7 @@ mod path;
 mod tests;
 
 use ndarray::{Array2, Axis, Zip};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::responses::Probe;
@@ -194,8 +195,8 @@ impl Explainer<'_> {
             let MapShape { rows, cols, .. } = network.input;
             (rows.min(cols) / 5).max(1)
         });
-        let below =
-            (0..probe.stage).rev().map(|stage| self.through(stage, probe, &baseline, &picture)).collect();
+        let through = |stage| self.through(stage, probe, &baseline, &picture);
+        let below = (0..probe.stage).into_par_iter().rev().map(through).collect();
         let sanity = match self.settings.sanity {
             true => self.sanity(probe, (&baseline, &picture), &whole.parts)?,
             false => Vec::new(),
@@ -322,7 +323,7 @@ impl Explainer<'_> {
                 correlation_of_sizes: spearman(&sizes(&learned), &sizes(&parts)),
             }
         };
-        Ok(cascade.chain(alone).map(compare).collect())
+        Ok(cascade.chain(alone).collect::<Vec<_>>().into_par_iter().map(compare).collect())
     }
 }
 
@@ -336,10 +337,10 @@ impl HeatMap {
     }
 }
 
-/// Bytes of networks with random weights: one whole, and a copy of the encoder for each comparison in turn.
+/// Bytes of networks with random weights: a whole one and a mixed one for each thread.
 fn random_bytes(config: &RunConfig) -> u64 {
     let weights: u64 = costs(config).iter().map(|stage| stage.weights).sum();
-    4 * 2 * weights
+    4 * 2 * weights * rayon::current_num_threads() as u64
 }
 
 /// Spearman's rank correlation; equal values share the mean of their ranks. 0 where one of both is constant.

@@ -15,9 +15,9 @@ const ARCHIVE: &[u8] = include_bytes!("../../docs/example.tar.gz");
 
 /// What anyone would do with a run, in order; `@` stands for the folder.
 const STEPS: [&str; 7] = [
-    "visualize @/run --frames @/frames",
     "evaluate @/run --labels @/labels.jsonl --pictures @/frames --concept face",
     "evaluate @/run --labels @/labels.jsonl --pictures @/frames --concept cat",
+    "visualize @/run --frames @/frames",
     "tuning @/run --stage 1",
     "map @/run --frames @/frames",
     "explain @/run @/face.png --frames @/frames",

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use image::{DynamicImage, Rgb, RgbImage};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::detectors::read_json;
@@ -42,6 +43,9 @@ const LOWERS: [f32; 3] = [64.0, 148.0, 255.0];
 
 /// Frames named that are most like a picture.
 const NEIGHBOURS: usize = 8;
+
+/// Integrated gradients that add up less well than that are said to, and why.
+const WANTED_GAP: f64 = 0.01;
 
 /// Units of each stage below that are named in words.
 const PARTS: usize = 5;
@@ -113,15 +117,15 @@ pub fn explain(
     };
     let under = tile(&pixels);
     progress.begin("units", units.len());
-    let mut told = Vec::new();
-    for name in units {
+    let tell = |&name: &UnitName| {
         let probe = Probe { stage: name.stage - 1, kind: viewer.group.1, unit: name.unit };
         let explanation = explainer.explain(&pixels, probe)?;
         let picture = PathBuf::from(format!("unit-{}.png", name.to_string().replace(':', "-")));
         files::replace(&folder.join(&picture), png(&panel(&under, &explanation)))?;
-        told.push(Told { explanation, above: firing[&name], picture });
         progress.add(1);
-    }
+        Ok(Told { explanation, above: firing[&name], picture })
+    };
+    let told = units.par_iter().map(tell).collect::<Result<_>>()?;
     let alike = look.neighbours.iter().map(|answer| tile(&viewer.frames.pixels(answer.frame)));
     let tiles: Vec<RgbImage> = std::iter::once(under.clone()).chain(alike).collect();
     let zoom = (TILE_PX / under.width().max(under.height())).max(1);
@@ -184,12 +188,21 @@ impl Told {
             let (raise, lower) = (named(&through.raise), named(&through.lower));
             lines.push(format!("Through stage {}: raised by {raise}; lowered by {lower}.", through.stage));
         }
-        let gaps = below.iter().map(|through| through.completeness.gap);
+        let gap = below.iter().map(|through| through.completeness.gap).fold(completeness.gap, f64::max);
+        let (difference, sum) = (significant(completeness.difference), significant(completeness.sum));
+        let largest = format!("the largest gap, stages below included, is {:.2} %", 100.0 * gap);
+        let excuse = match gap > WANTED_GAP {
+            true => {
+                let moved =
+                    significant(integrated.values.iter().map(|part| f64::from(part.abs())).sum::<f64>());
+                format!(
+                    ", for the difference is small beside all that raises and lowers it, {moved}, and rounding shows"
+                )
+            }
+            false => String::new(),
+        };
         lines.push(format!(
-            "Checked: integrated gradients must add up to {} and add up to {}; the largest gap, stages below included, is {:.2} %.",
-            significant(completeness.difference),
-            significant(completeness.sum),
-            100.0 * gaps.fold(completeness.gap, f64::max)
+            "Checked: integrated gradients must add up to {difference} and add up to {sum}; {largest}{excuse}."
         ));
         if !sanity.is_empty() {
             let one = |sanity: &Sanity| {

@@ -195,7 +195,13 @@ impl Report {
             Pictures::Served => None,
         };
         let full = fs::canonicalize(run).map_err(Error::io(run, "look at"))?;
-        let name = full.file_name().map_or_else(|| full.display().to_string(), |n| n.display().to_string());
+        // `run` in a folder that says more is called by both.
+        let folders: Vec<_> = full.iter().map(|part| part.to_string_lossy()).collect();
+        let name = match &folders[..] {
+            [.., above, own] if own == "run" => format!("{above}/{own}"),
+            [.., own] => own.to_string(),
+            [] => full.display().to_string(),
+        };
         let stages = costs(&config);
         let shape = config.input_shape();
         let gallery = findings.gallery.as_ref();
