@@ -46,7 +46,7 @@ const makeLook = (gallery) => {
       if (turn !== asked) return;
       show(found);
       status.textContent = `${file.name || "The picture"} was looked at.`;
-      await why(found.stages[0].units[0].name);
+      await why(found.first ?? found.stages[0].units[0].name);
     } catch (error) { if (turn === asked) fail(error); }
   };
   const why = async (name) => {

@@ -1,6 +1,6 @@
 //! Which units fire for a picture: those that answer it as they answer few frames.
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::Array2;
 use serde::Serialize;
 
 use super::features::features;
@@ -39,6 +39,8 @@ pub struct Firing {
     pub value: f32,
     /// `(value - mean) / deviation` over the frames; 0 of a unit that does not vary.
     pub above: f64,
+    /// By how many deviations it is not what the unit answers to the mean frame, which explanations begin at.
+    pub from_rest: f64,
 }
 
 /// What a network makes of a picture.
@@ -48,6 +50,15 @@ pub struct Look {
     pub stages: Vec<Vec<Firing>>,
     /// The frames most like it by the values of the stage's units; their cosines.
     pub neighbours: Vec<Answer>,
+}
+
+impl Look {
+    /// The units of a stage, from 0, to explain first: those that answer the most unusually, but not as they answer to the mean frame, for
+    /// then there is nothing to explain.
+    pub fn to_explain(&self, stage: usize) -> impl Iterator<Item = UnitName> {
+        let says_something = |firing: &&Firing| firing.from_rest > 0.25;
+        self.stages[stage].iter().filter(says_something).map(|firing| firing.name)
+    }
 }
 
 impl Viewer {
@@ -75,13 +86,16 @@ impl Viewer {
     /// `keep` frames.
     pub fn look(&self, pixels: &[u8], count: usize, keep: usize) -> Look {
         let Checkpoint { network, whitening, .. } = &self.checkpoint;
-        let mut work = network.workspace(1);
-        work.start(1);
+        let mut work = network.workspace(2);
+        work.start(2);
         work.load_picture(0, whitening.apply(pixels).into_iter());
+        work.load_picture(1, std::iter::repeat_n(0.0, pixels.len()));
         let top = network.stages.len() - 1;
         network.forward(&mut work, top);
-        let query: Vec<f32> = work.values(network, self.group.0, self.group.1).into_iter().collect();
-        let query = ArrayView2::from_shape((1, query.len()), &query).expect("one row");
+        let values = work.values(network, self.group.0, self.group.1);
+        let units = values.len() / 2;
+        let values = values.into_shape_with_order((2, units)).expect("two rows");
+        let query = values.slice(ndarray::s![..1, ..]);
         let neighbours = nearest_of(query, self.features.view(), keep).swap_remove(0);
         Look { stages: (0..=top).map(|stage| self.firing(&work, stage, count)).collect(), neighbours }
     }
@@ -89,10 +103,16 @@ impl Viewer {
     fn firing(&self, work: &Workspace, stage: usize, count: usize) -> Vec<Firing> {
         let network = &self.checkpoint.network;
         let firing = |(unit, usual): (_, &Moments)| {
-            let value = work.unit_values(network, stage, self.group.1, unit)[0];
-            let above = (f64::from(value) - usual.mean) / usual.deviation;
-            let above = if usual.deviation > 0.0 { above } else { 0.0 };
-            Firing { name: UnitName { stage: stage + 1, unit }, value, above }
+            let values = work.unit_values(network, stage, self.group.1, unit);
+            let deviations = |difference: f64| {
+                if usual.deviation > 0.0 { difference / usual.deviation } else { 0.0 }
+            };
+            Firing {
+                name: UnitName { stage: stage + 1, unit },
+                value: values[0],
+                above: deviations(f64::from(values[0]) - usual.mean),
+                from_rest: deviations(f64::from(values[0] - values[1]).abs()),
+            }
         };
         let units = network.units(stage, self.group.1).into_iter().zip(&self.usual[stage]);
         let mut all: Vec<Firing> = units.map(firing).collect();
@@ -125,7 +145,7 @@ mod tests {
         let inputs = Inputs::new(&frames, &whitening, 0);
         let values: Vec<Array2<f32>> =
             [0, 1].map(|stage| features(&network, &inputs, &all, (stage, Kind::Y), |_| ()).unwrap()).into();
-        let query = frames.pixels(41);
+        let query = frames.pixels(41).into_owned();
         let row = values[1].slice(ndarray::s![41..42, ..]);
         let near = nearest(&network, &inputs, (1, Kind::Y), row, 5, |_| ());
         let units = [0, 1].map(|stage| network.units(stage, Kind::Y));
@@ -146,6 +166,9 @@ mod tests {
             }
         }
         assert_eq!(look.neighbours, near[0]);
+        let explained: Vec<UnitName> = look.to_explain(1).collect();
+        assert!(!explained.is_empty() && explained.len() <= units[1].len());
+        assert!(look.stages[1].iter().all(|f| (f.from_rest > 0.25) == explained.contains(&f.name)));
         assert!(look.neighbours[0].frame == 41 && look.neighbours[0].value > 0.999_999);
         assert!(viewer.look(&query, 2, 1).stages.iter().all(|firings| firings.len() == 2));
     }

@@ -202,6 +202,22 @@ impl Findings {
         })
     }
 
+    /// What was made, as the command that makes it again, and with which checkpoint: its identity, or its folder.
+    pub(super) fn made_with(&self) -> Vec<(String, String)> {
+        let gallery = self.gallery.iter().map(|gallery| ("visualize".into(), gallery.checkpoint.clone()));
+        let evaluated = self.evaluated.iter().map(|evaluated| {
+            let folder = evaluated.checkpoint.file_name().unwrap_or_default();
+            (format!("evaluate ({})", evaluated.concept), folder.to_string_lossy().into_owned())
+        });
+        let tunings = self.tunings.iter().map(|tuning| {
+            (format!("tuning (stage {}, {})", tuning.stage, tuning.kind), tuning.checkpoint.clone())
+        });
+        let invariances = self.invariances.iter().map(|invariance| {
+            (format!("invariance ({})", invariance.images), invariance.made_from[0].clone())
+        });
+        gallery.chain(evaluated).chain(tunings).chain(invariances).collect()
+    }
+
     /// The units shown.
     pub fn units(&self) -> &[UnitPage] {
         self.gallery.as_ref().map_or(&[], |gallery| &gallery.units)

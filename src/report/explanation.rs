@@ -85,8 +85,8 @@ pub struct Told {
     pub picture: PathBuf,
 }
 
-/// Explains `units`, or if none are named those `count` of the viewer's stage that answer most unusually, and writes all to `out/NAME`, a
-/// folder with the picture's name.
+/// Explains `units`, or if none are named those `count` of the viewer's stage that answer most unusually and have something to explain,
+/// and writes all to `out/NAME`, a folder with the picture's name.
 ///
 /// # Errors
 /// A square that does not fit, no room for networks with random weights, or the folder cannot be written.
@@ -105,7 +105,7 @@ pub fn explain(
     let firing: HashMap<UnitName, f64> =
         look.stages.iter().flatten().map(|firing| (firing.name, firing.above)).collect();
     let units = match units {
-        [] => look.stages[viewer.group.0].iter().take(count).map(|firing| firing.name).collect(),
+        [] => look.to_explain(viewer.group.0).take(count).collect(),
         named => named.to_vec(),
     };
 

@@ -128,6 +128,8 @@ impl std::str::FromStr for Norm {
 /// `RUN/visualize/units.json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Gallery {
+    /// See [`identity`](crate::network::checkpoint::identity).
+    pub checkpoint: String,
     /// How it was made.
     pub choice: Choice,
     /// Where the frames are from.
@@ -319,6 +321,7 @@ pub fn visualize(
         fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
     }
     let gallery = Gallery {
+        checkpoint: identity.into(),
         choice: choice.clone(),
         frames: frames.into(),
         frame_count: dataset.len(),

@@ -34,6 +34,8 @@ struct Page {
     /// The run folder as given.
     path: String,
     facts: Vec<Fact>,
+    /// What another checkpoint than the newest has made, by the commands that make it again.
+    stale: Vec<String>,
     input: String,
     network: Vec<StageRow>,
     settings: String,
@@ -202,6 +204,17 @@ impl Report {
             [.., own] => own.to_string(),
             [] => full.display().to_string(),
         };
+        let mut made = findings.made_with();
+        let made_controls = controls
+            .iter()
+            .map(|table| (format!("controls ({})", table.made.concept), table.made.checkpoint.clone()));
+        made.extend(made_controls);
+        let map = map_view(run, pictures, &mut made)?;
+        let explanations = explanations(run, &findings, &mut made)?;
+        let identity = checkpoint::identity(&folder)?;
+        // An identity begins with the name of the folder.
+        let is_stale = |(_, with): &(String, String)| !identity.starts_with(with.as_str());
+        let stale = made.into_iter().filter(is_stale).map(|(what, _)| what).collect();
         let stages = costs(&config);
         let shape = config.input_shape();
         let gallery = findings.gallery.as_ref();
@@ -219,8 +232,9 @@ impl Report {
             gallery: gallery.map(about),
             whitened: gallery.is_some_and(|gallery| gallery.whitened),
             listing,
-            map: map_view(run, pictures)?,
-            explanations: explanations(run, &findings)?,
+            map,
+            explanations,
+            stale,
             controls: controls.iter().map(control_table).collect(),
             filters_layout: filters_layout(&config),
             filters: if gallery.is_some() { filters(&findings.folder)? } else { Vec::new() },
@@ -234,9 +248,10 @@ fn script_json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("plain data").replace('<', "\\u003c")
 }
 
-fn map_view(run: &Path, pictures: Pictures) -> Result<Option<MapView>> {
+fn map_view(run: &Path, pictures: Pictures, made: &mut Vec<(String, String)>) -> Result<Option<MapView>> {
     let folder = run.join("map");
     let Some(map) = MapFile::read(&folder)? else { return Ok(None) };
+    made.push(("map".into(), map.checkpoint.clone()));
     let lines: Vec<String> = map.to_string().lines().map(str::to_owned).collect();
     let about = format!(
         "{}. Those lie together that the network sees as alike. Distances between groups mean little in t-SNE; neighbours are \
@@ -248,7 +263,11 @@ fn map_view(run: &Path, pictures: Pictures) -> Result<Option<MapView>> {
     Ok(Some(MapView { about, json }))
 }
 
-fn explanations(run: &Path, findings: &Findings) -> Result<Vec<ExplanationView>> {
+fn explanations(
+    run: &Path,
+    findings: &Findings,
+    made: &mut Vec<(String, String)>,
+) -> Result<Vec<ExplanationView>> {
     let unit = |explained: &Explained, told: &Told| {
         let name = told.explanation.probe.name();
         Ok(ExplainedUnit {
@@ -259,6 +278,7 @@ fn explanations(run: &Path, findings: &Findings) -> Result<Vec<ExplanationView>>
         })
     };
     let view = |explained: Explained| {
+        made.push((format!("explain ({})", explained.image.display()), explained.checkpoint.clone()));
         let near = explained.neighbours.iter().map(|near| format!("{} ({:.3})", near.key, near.similarity));
         Ok(ExplanationView {
             image: explained.image.file_name().unwrap_or_default().to_string_lossy().into_owned(),

@@ -8,6 +8,7 @@ use crate::analysis::statistics::Statistics;
 use crate::analysis::stimulus::{Effort, Ended, Method, Sign, Start, View};
 use crate::geometry::Kind;
 use crate::network::Unit;
+use crate::network::checkpoint::{identity, latest};
 use crate::picture::save_png;
 use crate::report::gallery::{Choice, Gallery, Norm, StimulusPage, TopFrame, UnitPage};
 use crate::training::FramesUsed;
@@ -25,6 +26,7 @@ fn run() -> tempfile::TempDir {
     let folder = run.path().join("checkpoints/step-0000000020");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("state.json"), serde_json::to_string(&state).unwrap()).unwrap();
+    fs::write(folder.join("SHA256SUMS"), "of the run").unwrap();
     let line = |step: u64| {
         let (stage, reconstruction, sparsity) = (1, 8.0 / step as f64, 2.0);
         let (loss, unexplained, balance) = (reconstruction + sparsity, 0.25, 0.5);
@@ -84,6 +86,7 @@ fn visualized(run: &Path) {
     };
     let stages = RunConfig::load(&run.join("config.toml"), &[]).unwrap().stages.len();
     let gallery = Gallery {
+        checkpoint: identity(&latest(run).unwrap()).unwrap(),
         choice: Choice {
             units: 2,
             also: vec![],
@@ -171,6 +174,16 @@ fn units_have_their_values_and_a_flat_one_says_so_and_shows_none() {
 }
 
 #[test]
+fn what_another_checkpoint_has_made_is_named() {
+    let run = run();
+    visualized(run.path());
+    assert!(!written(run.path()).0.contains("role=\"note\""));
+    fs::write(run.path().join("checkpoints/step-0000000020/SHA256SUMS"), "of later weights").unwrap();
+    let (html, _) = written(run.path());
+    assert!(html.contains("These were made with another: visualize. Run"), "not said");
+}
+
+#[test]
 fn names_cannot_become_markup() {
     let run = run();
     visualized(run.path());
@@ -184,8 +197,11 @@ fn names_cannot_become_markup() {
 fn the_page_refers_to_nothing_outside_itself() {
     let run = run();
     visualized(run.path());
-    // The name of SVG, and the map's own sheet of thumbnails.
-    let html = written(run.path()).0.replace("\"http://www.w3.org/2000/svg\"", "").replace("url(${", "");
+    // The icon, the name of SVG, and the map's own sheet of thumbnails.
+    let html = written(run.path()).0;
+    let icon =
+        html.lines().find(|line| line.starts_with("<link rel=\"icon\" href=\"data:image/svg+xml,")).unwrap();
+    let html = html.replace(icon, "").replace("\"http://www.w3.org/2000/svg\"", "").replace("url(${", "");
     for outside in ["http:", "https:", "url(", "@import", "<link"] {
         assert!(!html.contains(outside), "{outside}");
     }

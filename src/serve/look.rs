@@ -36,6 +36,8 @@ pub(super) struct Looked {
     height: u32,
     /// What the network sees of it, as the address of a PNG.
     seen: String,
+    /// The unit to explain first, if one has something to explain.
+    first: Option<String>,
     /// The top stage first.
     stages: Vec<StageShown>,
     neighbours: Vec<NeighbourShown>,
@@ -126,6 +128,7 @@ pub(super) fn look(viewer: &Viewer, picture: &DynamicImage) -> Looked {
     let mut stages: Vec<StageShown> = (1..).zip(&look.stages).map(stage).collect();
     stages.reverse();
     Looked {
+        first: look.to_explain(viewer.group.0).next().map(|name| name.to_string()),
         width: picture.width(),
         height: picture.height(),
         seen: address(&tile(viewer, &pixels)),
