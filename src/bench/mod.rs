@@ -11,19 +11,21 @@ use ndarray_rand::rand_distr::{Distribution, StandardNormal};
 use rand::Rng;
 use serde::Serialize;
 
+use crate::analysis::features::stream;
 use crate::config::{Objective, Optimiser, Preprocess, RunConfig, Training};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::geometry::{Kind, StageShape};
 use crate::kernels::{Cpu, Rows, lanes_for, machine};
-use crate::network::preprocess::{Inputs, Scratch, Whitening};
+use crate::network::preprocess::{Inputs, Whitening};
 use crate::network::{At, Network, Stage, StageKernels, Unit, WeightUpdate, Workspace};
 use crate::rng;
 use crate::training::check_memory;
 use crate::training::optimiser::Step;
 
-/// Pictures that preprocessing is fitted on.
-const FITTED_ON: usize = 1000;
+/// Pictures that are encoded together, enough that every thread has batches to take, and their bytes, at most.
+const ENCODED: usize = 4096;
+const ENCODED_BYTES: usize = 1 << 26;
 
 /// One line of the result.
 #[derive(Debug, Clone, Serialize)]
@@ -314,7 +316,8 @@ impl Bench<'_> {
         });
     }
 
-    /// From pixels to features: preprocessing and inference. What it is fitted on is noise, which costs as much as anything else.
+    /// From pixels to features, as `striate encode` does it: preprocessing and inference, each thread by itself. What it is done to, and
+    /// preprocessing fitted on, is noise, which costs as much as anything else.
     fn encode(&mut self, config: &RunConfig) -> Result<()> {
         let name = "network/encode";
         if !self.wants(name) {
@@ -323,23 +326,24 @@ impl Bench<'_> {
         check_memory(config, 1)?;
         let network = Network::new(config, 1)?;
         let shape = config.input_shape();
-        let mut noise = vec![0; FITTED_ON * shape.len()];
+        let count = ENCODED.min(ENCODED_BYTES / shape.len()).max(2);
+        let mut noise = vec![0; count * shape.len()];
         rng::stream(1, "bench", 1).fill(&mut noise[..]);
         let pictures = Dataset::from_pixels(shape, noise);
         let whitening = Whitening::fit(&config.input, &pictures, 1)?;
-        let inputs = Inputs::new(&pictures, &whitening, 0);
-        let (mut work, mut scratch) = (network.workspace(self.batch), Scratch::default());
-        work.start(self.batch);
-        let indices: Vec<usize> = (0..self.batch).map(|lane| lane % pictures.len()).collect();
-        let of_stages = network.stages.iter().map(|stage| product(stage, self.batch));
+        let (inputs, all) = (Inputs::new(&pictures, &whitening, 0), (0..count).collect::<Vec<_>>());
+        let of_stages = network.stages.iter().map(|stage| product(stage, count));
         let (flops, bytes) = of_stages.fold((0.0, 0.0), |(f, b), one| (f + one.flops, b + one.bytes));
-        let flops = flops + whitening.flops() as f64 * self.batch as f64;
-        let what = Work { flops, bytes, images: self.batch as f64 };
-        self.measure(name.into(), what, || {
-            inputs.fill(&indices, work.lanes, &mut work.input, &mut scratch);
-            network.forward(&mut work, network.stages.len() - 1);
+        let flops = flops + whitening.flops() as f64 * count as f64;
+        let (images, top) = (count as f64, (network.stages.len() - 1, Kind::Y));
+        let mut ended = Ok(true);
+        self.measure(name.into(), Work { flops, bytes, images }, || {
+            ended = stream(&network, &inputs, &all, top, |rows| {
+                black_box(rows);
+                Ok(true)
+            });
         });
-        Ok(())
+        ended.map(|_| ())
     }
 
     /// The whole network: training in its own mode, inference, and a step of the search for a stimulus.
