@@ -25,11 +25,18 @@ const makeLook = (gallery) => {
       el("summary", {}, `Stage ${stage}`),
       el("table", {}, el("thead", {}, el("tr", {}, ...["", "Unit", "Value", "Deviations above its mean", "", ""].map((text) => el("th", { scope: "col" }, text)))),
         el("tbody", {}, ...units.map((firing) => unit(firing, units[0].above))))));
+    const known = (name) => (gallery?.find(name) ? el("a", { href: `#unit/${name}` }, name) : name);
+    const says = look.detectors.map((d) => el("li", {}, el("b", {}, `${d.concept}: ${d.says_yes ? "yes" : "no"}`), ", says unit ", known(d.unit),
+      `: ${charts.number(d.value)} is ${d.says_yes ? "" : "not "}above ${charts.number(d.threshold)} (${percent(d.accuracy)} right on the test pictures) `,
+      el("button", { type: "button", "data-explain": d.unit, onclick: () => why(d.unit) }, "Why?")));
+    const name = el("input", { name: "unit", placeholder: "stage:map:row:column", "aria-label": "Unit", required: true, pattern: "\\d+:\\d+:\\d+:\\d+", size: 20 });
+    const ask = el("form", { class: "ask", onsubmit: (event) => { event.preventDefault(); why(name.value); } }, el("label", {}, "Another unit ", name), " ", el("button", { class: "button" }, "Why?"));
     result.replaceChildren(
+      says.length ? el("ul", { id: "says" }, ...says) : el("p", { class: "soft" }, "Test units with striate evaluate, and what the best of them says of this picture stands here."),
       el("div", { class: "seen" },
         el("figure", {}, el("img", { id: "seen", src: look.seen, alt: "The picture as the network sees it", width: 192 }), el("figcaption", {}, `${look.width}x${look.height} pixels; this is what the network sees of it`)),
-        el("div", { id: "explanation", "aria-live": "polite" })),
-      el("h3", {}, "Units that fire"), el("p", { class: "soft" }, "Those whose value is the most unusual: deviations above its mean over the run's frames."), ...tables,
+        el("div", { id: "explanation", "aria-live": "polite" })), ask,
+      el("h3", {}, "Most unusual answers"), el("p", { class: "soft" }, "Units whose value is the most deviations above its mean over the run's frames."), ...tables,
       el("h3", {}, "Frames most like it"), el("p", { class: "soft" }, "By the cosine of features, of all the run's frames."),
       el("ul", { class: "near" }, ...look.neighbours.map((n) => el("li", {}, el("figure", {}, el("img", { src: n.picture, alt: `frame ${n.key}`, title: n.key, width: 64 }), el("figcaption", {}, n.similarity.toFixed(3)))))));
   };
@@ -46,7 +53,7 @@ const makeLook = (gallery) => {
       if (turn !== asked) return;
       show(found);
       status.textContent = `${file.name || "The picture"} was looked at.`;
-      await why(found.first ?? found.stages[0].units[0].name);
+      await why(found.detectors[0]?.unit ?? found.first ?? found.stages[0].units[0].name);
     } catch (error) { if (turn === asked) fail(error); }
   };
   const why = async (name) => {
@@ -55,7 +62,7 @@ const makeLook = (gallery) => {
     try {
       const e = await get(`explain?unit=${encodeURIComponent(name)}`, { method: "POST", body: picture });
       place.replaceChildren(
-        el("h3", {}, "Why unit ", el("a", { href: `#unit/${name}` }, name), ` answers ${charts.number(e.value)}`),
+        el("h3", {}, "Why unit ", gallery?.find(name) ? el("a", { href: `#unit/${name}` }, name) : name, ` answers ${charts.number(e.value)}`),
         el("div", { class: "heat" }, ...e.maps.map((map) => el("figure", {}, el("img", { src: map.picture, alt: `${map.name}: ${map.words}`, width: 192 }), el("figcaption", {}, el("b", {}, map.name), `, ${map.words}`)))),
         ...e.below.map((stage) => el("p", {}, `Through stage ${stage.stage}: `, ...stage.units.flatMap((u, n) => [n ? ", " : "", gallery?.find(u.name) ? el("a", { href: `#unit/${u.name}` }, u.name) : u.name, ` ${charts.number(u.contribution)}`]))),
         el("p", { class: "soft" }, e.note));

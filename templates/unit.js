@@ -91,7 +91,10 @@ const makeUnitPage = (data, gallery, pageOf) => {
       else document.getElementById(location.hash.slice(1))?.scrollIntoView();
       document.querySelector(`#cards [data-unit="${CSS.escape(last)}"]`)?.focus({ preventScroll: true });
     }
-    if (name && !unit) byId("shown").textContent = `unit ${name} is not among those shown`;
+    if (name && !unit) {
+      byId("shown").textContent = `unit ${name} is not among those drawn; striate visualize --units all draws all`;
+      byId("units").scrollIntoView();
+    }
   };
   addEventListener("hashchange", route);
   addEventListener("keydown", (event) => {

@@ -213,6 +213,7 @@ def the_app(browser, problems):
         page.set_input_files("#file", PICTURE)
         expect(page.locator("#explanation .heat img").first).to_be_visible(timeout=60_000)
         assert page.locator("#look-result tbody tr").count() >= 12
+        assert page.locator("#says li").count() >= 1
         assert page.locator("#look-result .near img").count() == 8
         images_have_texts(page)
         picture(page, OUT / "serve-look.png")

@@ -188,6 +188,25 @@ fn an_explanation_adds_up_names_the_frame_itself_and_is_in_the_report() {
     let frames = image::open(explained.join("frames.png")).unwrap();
     assert_eq!((frames.width(), frames.height()), (9 * 98 + 2, 98 + 2));
 
+    // What was explained before stays beside what is asked for now, and a detector says what it detects.
+    let evaluate =
+        "evaluate run --positives pictures --negatives f --concept p --permutations 0 --bootstraps 0";
+    let best = json(dir, evaluate);
+    let again = json(dir, &format!("explain run pictures/{name} --detector p --unit 1:0:0:0"));
+    assert_eq!(again["units"].as_array().unwrap().len(), 2);
+    let verdict = &again["units"][1]["verdicts"][0];
+    let groups = best["groups"].as_array().unwrap().iter().filter(|group| group["kind"] == "y");
+    let accuracies = groups.map(|group| group["best"][0]["paper"]["accuracy"].as_f64().unwrap());
+    assert_eq!(verdict["concept"], "p");
+    assert_eq!(verdict["accuracy"].as_f64().unwrap(), accuracies.fold(0.0, f64::max));
+    let value = again["units"][1]["value"].as_f64().unwrap();
+    assert_eq!(verdict["says_yes"], value > verdict["threshold"].as_f64().unwrap());
+    let all = read(&explained.join("explanation.json"));
+    let of = |unit: &Value| (unit["stage"].clone(), unit["unit"].clone());
+    for unit in units.iter().chain(again["units"].as_array().unwrap()) {
+        assert!(all["units"].as_array().unwrap().iter().any(|kept| of(kept) == of(unit)), "{}", unit["unit"]);
+    }
+
     let told = done(
         dir,
         &format!(
@@ -347,6 +366,11 @@ fn what_cannot_be_done_is_refused_with_one_line() {
         ("explain run damaged/a.jpg", 1, &["damaged/a.jpg"]),
         ("explain run good.png --unit 3:0:0:0", 2, &["3:0:0:0", "stage"]),
         ("explain run good.png --unit face", 2, &["--unit", "face"]),
+        (
+            "explain run good.png --detector faces",
+            1,
+            &["--detector faces", "striate evaluate --concept faces"],
+        ),
         ("explain run text.txt --show", 1, &["--show", "no terminal"]),
         ("serve nowhere", 1, &["nowhere", "not a run"]),
         ("serve run --host example.org", 2, &["--host"]),

@@ -206,22 +206,26 @@ impl fmt::Display for Shown<'_> {
         let Made { concept, positives, negatives, .. } = made;
         let share = 100.0 * *positives as f64 / (positives + negatives) as f64;
         writeln!(f, "{concept}: {positives} pictures, {negatives} others ({share:.1} % positive)\n")?;
-        writeln!(f, "{:<39} {:>8} {:>6} {:>8} {:>6}  best", "best of", "", "%", "honest %", "AUC")?;
+        writeln!(f, "{:<39} {:>8} {:>6} {:>8} {:>6}  best", "best of", "", "%", "held out", "AUC")?;
         for row in rows {
             let auc = row.scores.map_or(String::new(), |scores| format!("{:.3}", scores.auc));
             let title = row.control.title();
-            let (count, percent, honest) = (row.detectors, 100.0 * row.accuracy, 100.0 * row.held_out);
+            let (count, percent, held_out) = (row.detectors, 100.0 * row.accuracy, 100.0 * row.held_out);
             let mut more: Vec<String> = row.best.iter().chain(&row.note).cloned().collect();
             if !row.others.is_empty() {
                 let others: Vec<String> =
                     row.others.iter().map(|other| format!("{:.1}", 100.0 * other)).collect();
                 more.push(format!("other seeds {}", others.join(", ")));
             }
-            writeln!(f, "{title:<39} {count:>8} {percent:>6.1} {honest:>8.1} {auc:>6}  {}", more.join("; "))?;
+            writeln!(
+                f,
+                "{title:<39} {count:>8} {percent:>6.1} {held_out:>8.1} {auc:>6}  {}",
+                more.join("; ")
+            )?;
         }
         writeln!(
             f,
-            "\n%: the paper's rule. honest: detector and threshold chosen on one half, tested on the other."
+            "\n%: the paper's rule. held out: detector and threshold chosen on one half, tested on the other."
         )?;
         write!(f, "{}", self.path.display())
     }

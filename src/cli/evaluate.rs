@@ -233,7 +233,7 @@ impl fmt::Display for Shortened {
         writeln!(
             f,
             "\n{:<9} {:>6} {:<14} {:>6} {:>14} {:>8} {:>6} {:>6} {:>8} {:>16} {:>7}",
-            "", "units", "best", "%", "95 %", "held out", "AUC", "AP", "honest %", "by chance (95 %)", "p"
+            "", "units", "best", "%", "95 %", "held out", "AUC", "AP", "half %", "by chance (95 %)", "p"
         )?;
         for best in groups {
             let unit = &best.best[0];
@@ -253,19 +253,29 @@ impl fmt::Display for Shortened {
                 best.units,
                 unit.unit.probe.name().to_string(),
                 100.0 * scores.paper.accuracy,
-                100.0 * held_out,
+                100.0 * best.held_out,
                 scores.auc,
                 scores.average_precision,
-                100.0 * best.held_out,
+                100.0 * held_out,
             )?;
         }
         writeln!(
             f,
-            "\nbest: stage:map:row:column of the best unit by the paper's rule. held out: its threshold chosen on one half, tested on"
+            "\nbest: stage:map:row:column of the best unit by the paper's rule. held out: unit and threshold chosen on one half, tested on"
         )?;
         writeln!(
             f,
-            "the other. honest: so for the choice of the unit, too. by chance: the best of as many units if labels are shuffled."
+            "the other. half: only the threshold so. by chance: the best of as many units if labels are shuffled."
+        )?;
+        let best = self.result.best().unit;
+        writeln!(
+            f,
+            "unit {} ({}) says \"yes\" above {}; why, for a picture: striate explain {} PICTURE --detector {concept}{}",
+            best.probe.name(),
+            best.probe.kind,
+            figure::significant(best.scores.paper.threshold),
+            self.folder.parent().unwrap_or(&self.folder).display(),
+            if best.probe.kind == Kind::Y { String::new() } else { format!(" --kind {}", best.probe.kind) },
         )?;
         write!(f, "{}", self.folder.join(format!("{concept}.json")).display())
     }

@@ -20,7 +20,7 @@ const STEPS: [&str; 7] = [
     "visualize @/run --frames @/frames",
     "tuning @/run --stage 1",
     "map @/run --frames @/frames",
-    "explain @/run @/face.png --frames @/frames",
+    "explain @/run @/face.png --frames @/frames --detector face",
     "neighbours @/run @/face.png --frames @/frames",
 ];
 

@@ -8,16 +8,18 @@ use striate::analysis::explain::{Baseline, Settings};
 use striate::analysis::look::Viewer;
 use striate::error::Error;
 use striate::frames::FrameStore;
+use striate::report::detectors::{Evaluated, read_all};
 use striate::report::explanation::explain;
 
 use super::Global;
-use super::view::ViewArgs;
+use super::view::{View, ViewArgs};
 
 /// Explain a unit's answer to a picture: where in it, through which units below, and which frames are most like it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   striate explain outputs/run face.jpg --unit 3:17:0:0
+  striate explain outputs/run face.jpg --detector faces   # the best unit that `striate evaluate --concept faces` found
   striate explain outputs/run face.jpg                    # the units that it drives most unusually
   striate explain outputs/run face.jpg --unit 3:17:0:0 --occlude 8 --show
 
@@ -33,6 +35,9 @@ pub struct ExplainArgs {
     /// Unit as stage:map:row:col. May be repeated [default: those of the stage that answer most unusually].
     #[arg(long = "unit", value_name = "UNIT")]
     named: Vec<UnitName>,
+    /// The best unit of RUN/evaluate/NAME.json by this kind of value, see `striate evaluate --concept NAME`. May be repeated.
+    #[arg(long = "detector", value_name = "NAME")]
+    detectors: Vec<String>,
     /// Units that are explained if none is named.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     units: u16,
@@ -72,11 +77,16 @@ pub fn run(args: ExplainArgs, global: Global) -> anyhow::Result<()> {
     let view = args.view.load_if(&global, |network, kind| {
         Ok(args.named.iter().try_for_each(|unit| unit.check(network, kind))?)
     })?;
+    let evaluated: Vec<Evaluated> = read_all(&args.view.run.join("evaluate"), "evaluate")?;
+    let mut named = args.named;
+    for detector in &args.detectors {
+        named.push(best_of(&evaluated, detector, &view)?);
+    }
     let (bar, progress) = global.parts("explain");
     let viewer = Viewer::new(view.checkpoint, view.dataset, view.group, &progress)?;
     let out = args.view.run.join("explain");
-    let (asked, how) = ((&args.named[..], args.units.into()), (settings, view.identity.as_str()));
-    let explained = explain(&viewer, (&args.image, &picture), asked, how, &out, &progress);
+    let (asked, how) = ((&named[..], args.units.into()), (settings, view.identity.as_str()));
+    let explained = explain(&viewer, (&args.image, &picture), asked, how, &evaluated, &out, &progress);
     bar.finish_and_clear();
     let explained = explained?;
     if args.show {
@@ -86,4 +96,17 @@ pub fn run(args: ExplainArgs, global: Global) -> anyhow::Result<()> {
         }
     }
     global.print(&explained)
+}
+
+/// The best unit that `striate evaluate --concept NAME` found for this network.
+fn best_of(evaluated: &[Evaluated], name: &str, view: &View) -> anyhow::Result<UnitName> {
+    let found = evaluated.iter().find(|one| one.concept == name);
+    let found = found.filter(|one| one.is_of(&view.identity)).and_then(|one| one.best_by(view.group.1));
+    match found {
+        Some(best) => Ok(best.unit.probe.name()),
+        None => anyhow::bail!(
+            "--detector {name}: no unit of this checkpoint was tested for it by its values {}; run `striate evaluate --concept {name}` first",
+            view.group.1
+        ),
+    }
 }

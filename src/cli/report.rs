@@ -53,5 +53,8 @@ pub fn run(args: ReportArgs, global: Global) -> anyhow::Result<()> {
     };
     let out = args.out.unwrap_or_else(|| run.join("report.html"));
     let (bytes, units) = write_report(&run, &out)?;
+    if units == 0 && !global.quiet {
+        say!("note: no pictures of units are there yet; `striate visualize {}` makes them", run.display());
+    }
     global.print(&Written { report: out, bytes, units })
 }

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::analysis::controls::{Row, Settings};
 use crate::analysis::evaluate::{BestUnit, Evaluation};
+use crate::analysis::responses::Probe;
 use crate::error::{Error, Result};
+use crate::geometry::Kind;
 
 /// `RUN/evaluate/NAME.json`: every unit as a detector of one thing.
 #[derive(Debug, Serialize, Deserialize)]
@@ -31,10 +33,50 @@ pub struct Evaluated {
 impl Evaluated {
     /// The best unit of all groups.
     pub fn best(&self) -> &BestUnit {
-        let accuracy = |unit: &BestUnit| unit.unit.scores.paper.accuracy;
-        let of_groups = self.evaluation.groups.iter().map(|group| &group.best[0]);
-        of_groups.reduce(|a, b| if accuracy(b) > accuracy(a) { b } else { a }).expect("a group")
+        self.evaluation.groups.iter().map(|group| &group.best[0]).reduce(better).expect("a group")
     }
+}
+
+/// What a unit's value for a picture says, as a detector.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Of what.
+    pub concept: String,
+    /// "Yes" is above this.
+    pub threshold: f64,
+    /// Share of the test pictures that it is right about.
+    pub accuracy: f64,
+    /// Whether it says so of this picture.
+    pub says_yes: bool,
+}
+
+impl Evaluated {
+    /// The best unit by one kind of its values, if that was tested.
+    pub fn best_by(&self, kind: Kind) -> Option<&BestUnit> {
+        let groups = self.evaluation.groups.iter().filter(|group| group.group.kind == kind);
+        groups.map(|group| &group.best[0]).reduce(better)
+    }
+
+    /// What a unit's value says, if that was tested, by the same checkpoint.
+    pub fn verdict(&self, identity: &str, probe: Probe, value: f64) -> Option<Verdict> {
+        if !self.is_of(identity) {
+            return None;
+        }
+        let scores = self.evaluation.units.iter().find(|unit| unit.probe == probe)?.scores.paper;
+        let (threshold, accuracy) = (scores.threshold, scores.accuracy);
+        Some(Verdict { concept: self.concept.clone(), threshold, accuracy, says_yes: value > threshold })
+    }
+
+    /// Whether it was made with the checkpoint of this identity, which begins with the name of its folder.
+    pub fn is_of(&self, identity: &str) -> bool {
+        let folder = self.checkpoint.file_name().unwrap_or_default();
+        identity.starts_with(&*folder.to_string_lossy())
+    }
+}
+
+fn better<'a>(a: &'a BestUnit, b: &'a BestUnit) -> &'a BestUnit {
+    let accuracy = |unit: &BestUnit| unit.unit.scores.paper.accuracy;
+    if accuracy(b) > accuracy(a) { b } else { a }
 }
 
 /// `RUN/controls/NAME.json`: what other detectors come to on the same pictures.

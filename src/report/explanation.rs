@@ -9,7 +9,7 @@ use image::{DynamicImage, Rgb, RgbImage};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::detectors::read_json;
+use super::detectors::{Evaluated, Verdict, read_json};
 use super::figure::significant;
 use super::neighbours::Neighbour;
 use crate::analysis::explain::{Explainer, Explanation, HeatMap, Part, Sanity, Settings};
@@ -23,6 +23,7 @@ use crate::frames::write_text;
 use crate::geometry::MapShape;
 use crate::network::checkpoint::Checkpoint;
 use crate::picture::{enlarged, grid, pixel_tile, png};
+use crate::rng;
 
 /// What all of an explanation is in.
 const FILE: &str = "explanation.json";
@@ -62,6 +63,8 @@ pub struct Explained {
     pub checkpoint: String,
     /// How they were explained.
     pub settings: Settings,
+    /// What the network saw, as a hash.
+    pub seen: String,
     /// The units.
     pub units: Vec<Told>,
     /// The frames most like it by the values of that stage, from the most like.
@@ -81,12 +84,15 @@ pub struct Told {
     pub explanation: Explanation,
     /// By how many deviations its value is above its mean over the frames.
     pub above: f64,
+    /// What it says as a detector, of everything that it was tested for.
+    pub verdicts: Vec<Verdict>,
     /// Its maps, beside this file.
     pub picture: PathBuf,
 }
 
 /// Explains `units`, or if none are named those `count` of the viewer's stage that answer most unusually and have something to explain,
-/// and writes all to `out/NAME`, a folder with the picture's name.
+/// and writes all to `out/NAME`, a folder with the picture's name. Other units that were explained there stay, if it was the same picture
+/// and the same network, looked at alike.
 ///
 /// # Errors
 /// A square that does not fit, no room for networks with random weights, or the folder cannot be written.
@@ -95,6 +101,7 @@ pub fn explain(
     (path, picture): (&Path, &DynamicImage),
     (units, count): (&[UnitName], usize),
     (settings, identity): (Settings, &str),
+    evaluated: &[Evaluated],
     out: &Path,
     progress: &Progress,
 ) -> Result<Explained> {
@@ -110,6 +117,13 @@ pub fn explain(
     };
 
     let folder = out.join(path.file_stem().unwrap_or_default());
+    let seen = format!("{:016x}", rng::stable_hash(&pixels));
+    let before = read_json::<Explained>(&folder.join(FILE), "explain").ok().filter(|before| {
+        (&before.checkpoint[..], &before.seen, before.settings) == (identity, &seen, settings)
+    });
+    if before.is_none() && folder.exists() {
+        fs::remove_dir_all(&folder).map_err(Error::io(&folder, "replace"))?;
+    }
     fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
     let tile = |pixels: &[u8]| {
         let MapShape { channels, rows, cols } = network.input;
@@ -120,12 +134,19 @@ pub fn explain(
     let tell = |&name: &UnitName| {
         let probe = Probe { stage: name.stage - 1, kind: viewer.group.1, unit: name.unit };
         let explanation = explainer.explain(&pixels, probe)?;
-        let picture = PathBuf::from(format!("unit-{}.png", name.to_string().replace(':', "-")));
+        let picture =
+            PathBuf::from(format!("unit-{}-{}.png", name.to_string().replace(':', "-"), probe.kind));
         files::replace(&folder.join(&picture), png(&panel(&under, &explanation)))?;
         progress.add(1);
-        Ok(Told { explanation, above: firing[&name], picture })
+        let value = explanation.value;
+        let verdicts = evaluated.iter().filter_map(|one| one.verdict(identity, probe, value)).collect();
+        Ok(Told { explanation, above: firing[&name], verdicts, picture })
     };
-    let told = units.par_iter().map(tell).collect::<Result<_>>()?;
+    let mut told = units.par_iter().map(tell).collect::<Result<Vec<_>>>()?;
+    let is_new = |old: &Told| told.iter().all(|new| new.explanation.probe != old.explanation.probe);
+    let kept: Vec<Told> = before.into_iter().flat_map(|before| before.units).filter(is_new).collect();
+    let new = told.len();
+    told.extend(kept);
     let alike = look.neighbours.iter().map(|answer| tile(&viewer.frames.pixels(answer.frame)));
     let tiles: Vec<RgbImage> = std::iter::once(under.clone()).chain(alike).collect();
     let zoom = (TILE_PX / under.width().max(under.height())).max(1);
@@ -137,9 +158,11 @@ pub fn explain(
         similarity: answer.value,
     });
     let (image, checkpoint, neighbours) = (path.into(), identity.into(), neighbours.collect());
-    let explained = Explained { image, checkpoint, settings, units: told, neighbours, frames, folder };
+    let mut explained =
+        Explained { image, checkpoint, settings, seen, units: told, neighbours, frames, folder };
     let json = serde_json::to_vec(&explained).expect("results are plain data");
     files::replace(&explained.folder.join(FILE), json)?;
+    explained.units.truncate(new);
     Ok(explained)
 }
 
@@ -163,11 +186,13 @@ impl Told {
     pub fn words(&self) -> Vec<String> {
         let Explanation { value, baseline_value, completeness, below, sanity, integrated, occlusion, .. } =
             &self.explanation;
-        let mut lines = vec![
+        let direction = if self.above < 0.0 { "below" } else { "above" };
+        let mut lines: Vec<String> = self.verdicts.iter().map(Verdict::to_string).collect();
+        lines.extend([
             format!(
-                "Value {}, {:.1} deviations above its mean over the frames; {} for the baseline.",
+                "Value {}, {:.1} deviations {direction} its mean over the frames; {} for the baseline.",
                 significant(*value),
-                self.above,
+                self.above.abs(),
                 // What rounding leaves of 0 is no news.
                 significant(if baseline_value.abs() < 1e-5 * value.abs() { 0.0 } else { *baseline_value })
             ),
@@ -176,7 +201,7 @@ impl Told {
                 half(integrated),
                 half(occlusion)
             ),
-        ];
+        ]);
         for through in below {
             let named = |parts: &[Part]| {
                 let part = |part: &Part| format!("{} ({})", part.name, signed(part.adds));
@@ -210,7 +235,8 @@ impl Told {
                 format!("{:.2} in stage {}", sanity.correlation_of_sizes, stages.join(" and "))
             };
             lines.push(format!(
-                "Rank correlation with the same map for random weights: {}. An explanation of what was learned is far from 1.",
+                "Is it what was learned? Rank correlation with the same map for random weights (1 would mean that learning \
+                 changed nothing): {}.",
                 sanity.iter().map(one).collect::<Vec<_>>().join(", ")
             ));
         }
@@ -235,6 +261,18 @@ impl fmt::Display for Explained {
         let near: Vec<String> = self.neighbours.iter().map(one).collect();
         writeln!(f, "frames most like it: {}", near.join(", "))?;
         write!(f, "{}", self.folder.join(FILE).display())
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Verdict { concept, threshold, accuracy, says_yes } = self;
+        let (yes, above) = if *says_yes { ("yes", "is above") } else { ("no", "is not above") };
+        let (threshold, percent) = (significant(*threshold), 100.0 * accuracy);
+        write!(
+            f,
+            "As a detector of {concept} it says \"{yes}\": the value {above} {threshold} ({percent:.1} % right on the test pictures)."
+        )
     }
 }
 

@@ -75,6 +75,9 @@ struct DetectorRow {
     held_out: String,
     auc: String,
     chance: String,
+    p: String,
+    /// Better than the best of as many units is by chance, 95 times of 100.
+    is_real: bool,
 }
 
 /// What other detectors come to.
@@ -212,7 +215,7 @@ impl Report {
         let map = map_view(run, pictures, &mut made)?;
         let explanations = explanations(run, &findings, &mut made)?;
         let identity = checkpoint::identity(&folder)?;
-        // An identity begins with the name of the folder.
+        // An identity begins with the name of the folder, which is all that some have kept.
         let is_stale = |(_, with): &(String, String)| !identity.starts_with(with.as_str());
         let stale = made.into_iter().filter(is_stale).map(|(what, _)| what).collect();
         let stages = costs(&config);
@@ -330,6 +333,8 @@ fn detector_table(evaluated: &Evaluated, findings: &Findings) -> DetectorTable {
             held_out: percent(group.held_out),
             auc: format!("{:.3}", best.unit.scores.auc),
             chance: group.chance.map_or(String::new(), |chance| percent(chance.percentile_95)),
+            p: group.chance.map_or(String::new(), |chance| format!("{:.3}", chance.p_value)),
+            is_real: group.chance.is_none_or(|chance| chance.p_value <= 0.05),
         }
     };
     DetectorTable {

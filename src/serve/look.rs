@@ -8,11 +8,13 @@ use serde::Serialize;
 
 use super::upload::Refused;
 use crate::analysis::UnitName;
-use crate::analysis::explain::{Baseline, Explainer, HeatMap, Settings};
+use crate::analysis::explain::{Baseline, Explainer, HeatMap, Settings, Through};
 use crate::analysis::invariance::shown;
-use crate::analysis::look::Viewer;
+use crate::analysis::look::{Firing, Viewer};
 use crate::analysis::responses::Probe;
+use crate::analysis::top::Answer;
 use crate::picture::{enlarged, pixel_tile, png};
+use crate::report::detectors::{Evaluated, Verdict};
 use crate::report::explanation::overlay;
 use crate::report::figure::significant;
 
@@ -38,9 +40,19 @@ pub(super) struct Looked {
     seen: String,
     /// The unit to explain first, if one has something to explain.
     first: Option<String>,
+    /// What the best unit for each concept that was tested says.
+    detectors: Vec<DetectorSays>,
     /// The top stage first.
     stages: Vec<StageShown>,
     neighbours: Vec<NeighbourShown>,
+}
+
+#[derive(Serialize)]
+struct DetectorSays {
+    unit: String,
+    value: f32,
+    #[serde(flatten)]
+    verdict: Verdict,
 }
 
 #[derive(Serialize)]
@@ -106,13 +118,24 @@ fn tile(viewer: &Viewer, pixels: &[u8]) -> RgbImage {
     pixel_tile(pixels, shape.channels, shape.rows, shape.cols)
 }
 
-pub(super) fn look(viewer: &Viewer, picture: &DynamicImage) -> Looked {
+pub(super) fn look(
+    viewer: &Viewer,
+    (evaluated, identity): (&[Evaluated], &str),
+    picture: &DynamicImage,
+) -> Looked {
     let pixels = seen(viewer, picture);
-    let look = viewer.look(&pixels, UNITS, NEIGHBOURS);
-    let stage = |(number, units): (usize, &Vec<crate::analysis::look::Firing>)| StageShown {
+    let look = viewer.look(&pixels, usize::MAX, NEIGHBOURS);
+    let says = |one: &Evaluated| {
+        let probe = one.best_by(viewer.group.1)?.unit.probe;
+        let firing = look.stages[probe.stage].iter().find(|firing| firing.name == probe.name())?;
+        let verdict = one.verdict(identity, probe, firing.value.into())?;
+        Some(DetectorSays { unit: firing.name.to_string(), value: firing.value, verdict })
+    };
+    let stage = |(number, units): (usize, &Vec<Firing>)| StageShown {
         stage: number,
         units: units
             .iter()
+            .take(UNITS)
             .map(|firing| UnitShown {
                 name: firing.name.to_string(),
                 value: firing.value,
@@ -120,7 +143,7 @@ pub(super) fn look(viewer: &Viewer, picture: &DynamicImage) -> Looked {
             })
             .collect(),
     };
-    let neighbour = |answer: &crate::analysis::top::Answer| NeighbourShown {
+    let neighbour = |answer: &Answer| NeighbourShown {
         key: viewer.frames.keys[answer.frame].clone(),
         similarity: answer.value,
         picture: address(&tile(viewer, &viewer.frames.pixels(answer.frame))),
@@ -129,6 +152,7 @@ pub(super) fn look(viewer: &Viewer, picture: &DynamicImage) -> Looked {
     stages.reverse();
     Looked {
         first: look.to_explain(viewer.group.0).next().map(|name| name.to_string()),
+        detectors: evaluated.iter().filter_map(says).collect(),
         width: picture.width(),
         height: picture.height(),
         seen: address(&tile(viewer, &pixels)),
@@ -168,7 +192,7 @@ pub(super) fn explain(viewer: &Viewer, picture: &DynamicImage, name: UnitName) -
             &found.occlusion,
         ),
     ];
-    let below = |through: &crate::analysis::explain::Through| BelowShown {
+    let below = |through: &Through| BelowShown {
         stage: through.stage,
         units: through
             .raise

@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 use crate::analysis::UnitName;
 use crate::analysis::look::Viewer;
 use crate::error::{Error, Result};
+use crate::network::checkpoint;
 use crate::report::{Pictures, Report};
 use upload::Refused;
 
@@ -38,6 +39,8 @@ pub struct Server {
     /// The list, which is the same for all.
     listing: Vec<u8>,
     viewer: Viewer,
+    /// Which checkpoint looks.
+    identity: String,
     /// Pictures that are read at the same time; others wait, so that many at once cost no more memory.
     reading: Semaphore,
     /// And those that are looked at: fewer, so that one that arrives slowly does not hold up those that are there.
@@ -57,9 +60,10 @@ impl Server {
     pub fn new(run: &Path, viewer: Viewer) -> Result<Server> {
         let report = Report::new(run, Pictures::Served)?;
         let listing = serde_json::to_vec(&report.findings.listing(Pictures::Served)?).expect("plain data");
+        let identity = checkpoint::identity(&checkpoint::latest_of(run)?)?;
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let (reading, looking) = (Semaphore::new(READ_TOGETHER), Semaphore::new(cores));
-        Ok(Server { report, run: run.into(), listing, viewer, reading, looking, hosts: None })
+        Ok(Server { report, run: run.into(), listing, viewer, identity, reading, looking, hosts: None })
     }
 
     /// Answers until Ctrl-C; `ready` is told where.
@@ -189,7 +193,11 @@ async fn file(folder: &Path, path: &Path) -> Answer {
 }
 
 async fn look(State(server): State<Arc<Server>>, request: Request) -> Answer {
-    with_picture(server, request, |viewer, picture| Ok(json_answer(&look::look(viewer, &picture)))).await
+    with_picture(server, request, |server, picture| {
+        let detectors = (&server.report.findings.evaluated[..], &server.identity[..]);
+        Ok(json_answer(&look::look(&server.viewer, detectors, &picture)))
+    })
+    .await
 }
 
 /// The unit that is to be explained.
@@ -200,8 +208,8 @@ struct Asked {
 
 async fn explain(State(server): State<Arc<Server>>, Query(asked): Query<Asked>, request: Request) -> Answer {
     let name = named(&asked.unit)?;
-    with_picture(server, request, move |viewer, picture| {
-        Ok(json_answer(&look::explain(viewer, &picture, name)?))
+    with_picture(server, request, move |server, picture| {
+        Ok(json_answer(&look::explain(&server.viewer, &picture, name)?))
     })
     .await
 }
@@ -210,14 +218,14 @@ async fn explain(State(server): State<Arc<Server>>, Query(asked): Query<Asked>, 
 async fn with_picture(
     server: Arc<Server>,
     request: Request,
-    work: impl FnOnce(&Viewer, image::DynamicImage) -> std::result::Result<Response, Refused> + Send + 'static,
+    work: impl FnOnce(&Server, image::DynamicImage) -> std::result::Result<Response, Refused> + Send + 'static,
 ) -> Answer {
     upload::check_length(request.headers())?;
     let worker = server.clone();
     let _room = server.reading.acquire().await.expect("never closed");
     let bytes = upload::body(request.into_body()).await?;
     let _turn = server.looking.acquire().await.expect("never closed");
-    let done = tokio::task::spawn_blocking(move || work(&worker.viewer, upload::decode(&bytes)?)).await;
+    let done = tokio::task::spawn_blocking(move || work(&worker, upload::decode(&bytes)?)).await;
     done.unwrap_or_else(|_| {
         Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault in striate; please report it"))
     })
