@@ -189,6 +189,7 @@ fn an_explanation_adds_up_names_the_frame_itself_and_is_in_the_report() {
     assert_eq!((frames.width(), frames.height()), (9 * 98 + 2, 98 + 2));
 
     // What was explained before stays beside what is asked for now, and a detector says what it detects.
+    fs::copy(dir.join("pictures").join(&name), dir.join("pictures/again.jpg")).unwrap();
     let evaluate =
         "evaluate run --positives pictures --negatives f --concept p --permutations 0 --bootstraps 0";
     let best = json(dir, evaluate);
@@ -360,7 +361,7 @@ fn what_cannot_be_done_is_refused_with_one_line() {
         ("map run --perplexity 0.5", 2, &["--perplexity", "from 1"]),
         ("map run --method umap", 2, &["--method", "pca", "tsne"]),
         ("explain run", 2, &["IMAGE"]),
-        ("explain nowhere text.txt", 1, &["nowhere", "not a run"]),
+        ("explain nowhere good.png", 1, &["nowhere", "not a run"]),
         ("explain run text.txt", 1, &["text.txt", "neither a folder"]),
         ("explain run f", 1, &["f: ", "60 pictures", "one is explained at a time"]),
         ("explain run damaged/a.jpg", 1, &["damaged/a.jpg"]),
