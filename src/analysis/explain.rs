@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::geometry::{Kind, MapShape};
 use crate::network::checkpoint::Checkpoint;
 use crate::network::{Network, Unit, costs};
-use path::integrate;
+use path::{EXACT, ROUGH, integrate};
 
 /// Units named for each stage below, of those that raise the answer and of those that lower it.
 const NAMED: usize = 12;
@@ -187,7 +187,7 @@ impl Explainer<'_> {
             Baseline::Zero => vec![0.0; picture.len()],
             Baseline::Grey => self.places(&whitening.apply(&vec![128; pixels.len()])),
         };
-        let whole = integrate(network, 0, probe, &baseline, &picture);
+        let whole = integrate(network, 0, probe, (&baseline, &picture), EXACT);
         let gradient = path::gradient(network, probe, &picture);
         let gradient_input: Vec<f64> =
             gradient.iter().zip(&picture).map(|(g, x)| f64::from(*g) * f64::from(*x)).collect();
@@ -225,7 +225,7 @@ impl Explainer<'_> {
     fn through(&self, stage: usize, probe: Probe, baseline: &[f32], picture: &[f32]) -> Through {
         let network = &self.checkpoint.network;
         let [from, to] = path::outputs(network, stage, [baseline, picture]);
-        let found = integrate(network, stage + 1, probe, &from, &to);
+        let found = integrate(network, stage + 1, probe, (&from, &to), EXACT);
         let shape = network.shape(stage, Kind::Y);
         let place = |unit: Unit| shape.place(unit.map, unit.row, unit.col);
         let mut parts: Vec<Part> = network
@@ -310,7 +310,7 @@ impl Explainer<'_> {
         let alone = (0..probe.stage).map(|stage| vec![stage]);
         let compare = |stages: Vec<usize>| {
             let mixed = network.with_stages_of(&random, &stages);
-            let parts = integrate(&mixed, 0, probe, baseline, picture).parts;
+            let parts = integrate(&mixed, 0, probe, (baseline, picture), ROUGH).parts;
             let channels = network.input.channels;
             let sums = |parts: &[f64]| -> Vec<f64> {
                 parts.chunks_exact(channels).map(|p| p.iter().sum()).collect()

@@ -20,11 +20,20 @@ const NODES: [(f64, f64); 4] = [
 const PIECES: usize = 16;
 const LANES: usize = PIECES * (NODES.len() + 1);
 
-/// All pieces together may miss so much of the difference.
-const MISSED: f64 = 0.002;
+/// When no piece is halved any more.
+#[derive(Clone, Copy)]
+pub struct Effort {
+    /// All pieces together miss so much of the difference.
+    missed: f64,
+    /// Or so many gradients were taken.
+    most: usize,
+}
 
-/// Once so many gradients were taken, no piece is halved any more.
-const MOST: usize = 20_000;
+/// For what is told.
+pub const EXACT: Effort = Effort { missed: 0.002, most: 20_000 };
+
+/// For what is only compared by rank: random weights give small differences, and kinks where they are.
+pub const ROUGH: Effort = Effort { missed: 0.02, most: 1_000 };
 
 /// Nor is a shorter one: rounding is all that it could miss, or a jump.
 const SHORTEST: f64 = 1e-6;
@@ -69,11 +78,17 @@ struct Seen {
 }
 
 /// Integrated gradients of a unit with respect to what stage `first` (from 0) takes, on the straight way from one to another.
-pub fn integrate(network: &Network, first: usize, probe: Probe, from: &[f32], to: &[f32]) -> Integral {
+pub fn integrate(
+    network: &Network,
+    first: usize,
+    probe: Probe,
+    (from, to): (&[f32], &[f32]),
+    effort: Effort,
+) -> Integral {
     let mut way = Way { network, work: network.workspace(LANES), first, probe, from, to, evaluations: 0 };
     let ends: Vec<f64> = (0..=PIECES).map(|n| n as f64 / PIECES as f64).collect();
     let values = way.forward(&ends);
-    let pieces = way.cut(&ends, &values);
+    let pieces = way.cut(&ends, &values, effort);
     let parts = way.parts(&pieces);
     Integral { parts, value: values[PIECES], baseline_value: values[0], evaluations: way.evaluations }
 }
@@ -137,13 +152,13 @@ impl Way<'_> {
     }
 
     /// Cuts the way at `ends`, where the unit has these values, and then where that misses most.
-    fn cut(&mut self, ends: &[f64], values: &[f64]) -> Vec<Piece> {
+    fn cut(&mut self, ends: &[f64], values: &[f64], effort: Effort) -> Vec<Piece> {
         let whole = values[values.len() - 1] - values[0];
         let piece = |n: usize| Piece { from: ends[n], to: ends[n + 1], values: [values[n], values[n + 1]] };
         let mut seen = self.look(&(0..ends.len() - 1).map(piece).collect::<Vec<_>>());
         loop {
             let missed: f64 = seen.iter().map(|seen| seen.missed).sum();
-            if missed <= MISSED * whole.abs() || self.evaluations >= MOST {
+            if missed <= effort.missed * whole.abs() || self.evaluations >= effort.most {
                 break;
             }
             seen.sort_by(|a, b| a.missed.total_cmp(&b.missed));
