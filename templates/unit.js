@@ -61,6 +61,7 @@ const makeUnitPage = (data, gallery, pageOf) => {
       section("What it detects", ...(page.detectors.length ? [el("div", { class: "charts" }, ...detectors(page))] : [])),
       section("Tuning to gratings", ...(page.tunings.length ? [el("div", { class: "charts" }, ...tunings(page))] : [])),
       section("What it does not mind", ...invariances(page)),
+      section("Why it answered", ...[...document.querySelectorAll("#explanations .explained")].filter((figure) => figure.dataset.unit === unit.name).map((figure) => figure.cloneNode(true))),
       section("Units that respond like it",
         el("p", { class: "soft" }, "Correlation r of responses on up to 256 frames."),
         el("ul", { class: "cards" }, ...near.map(({ unit: other, r }) => gallery.card(other, `r ${charts.number(r)}`))),

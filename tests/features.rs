@@ -216,6 +216,11 @@ fn an_explanation_adds_up_names_the_frame_itself_and_is_in_the_report() {
     );
     assert!(told.contains("unit 2:0:1:1 (h)") && told.contains("unit 1:3:0:2 (h)"), "{told}");
     assert!(told.contains("Through stage 1: raised by 1:") && !told.contains("random weights"), "{told}");
+    // Another picture of that name does not take its place.
+    fs::create_dir(dir.join("other")).unwrap();
+    image::RgbImage::from_pixel(30, 30, image::Rgb([9, 200, 3])).save(dir.join("other").join(&name)).unwrap();
+    done(dir, &format!("explain run other/{name} --no-sanity"));
+    assert_eq!(fs::read_dir(dir.join("run/explain")).unwrap().count(), 2);
     done(dir, "map run");
     done(dir, "report run");
     let html = fs::read_to_string(dir.join("run/report.html")).unwrap();

@@ -91,7 +91,7 @@ pub struct Told {
 }
 
 /// Explains `units`, or if none are named those `count` of the viewer's stage that answer most unusually and have something to explain,
-/// and writes all to `out/NAME`, a folder with the picture's name. Other units that were explained there stay, if it was the same picture
+/// and writes all to `out/NAME`, a folder with the picture's name (and more, if another picture has that). Other units that were explained there stay, if it was the same picture
 /// and the same network, looked at alike.
 ///
 /// # Errors
@@ -116,11 +116,14 @@ pub fn explain(
         named => named.to_vec(),
     };
 
-    let folder = out.join(path.file_stem().unwrap_or_default());
     let seen = format!("{:016x}", rng::stable_hash(&pixels));
-    let before = read_json::<Explained>(&folder.join(FILE), "explain").ok().filter(|before| {
-        (&before.checkpoint[..], &before.seen, before.settings) == (identity, &seen, settings)
-    });
+    let stem = path.file_stem().map_or_else(|| "picture".into(), |stem| stem.to_string_lossy());
+    let there = |folder: &Path| read_json::<Explained>(&folder.join(FILE), "explain").ok();
+    // Another picture of that name keeps its place.
+    let is_taken = there(&out.join(&*stem)).is_some_and(|before| before.seen != seen);
+    let folder = out.join(if is_taken { format!("{stem}-{}", &seen[..8]) } else { stem.into_owned() });
+    let before =
+        there(&folder).filter(|before| (&before.checkpoint[..], before.settings) == (identity, settings));
     if before.is_none() && folder.exists() {
         fs::remove_dir_all(&folder).map_err(Error::io(&folder, "replace"))?;
     }
@@ -256,6 +259,12 @@ impl fmt::Display for Explained {
                 self.folder.join(&told.picture).display()
             )?;
             told.words().iter().try_for_each(|line| writeln!(f, "  {line}"))?;
+        }
+        if self.units.is_empty() {
+            writeln!(
+                f,
+                "no unit of the stage answers otherwise than to the mean frame; name one with --unit"
+            )?;
         }
         let one = |near: &Neighbour| format!("{} ({:.3})", near.key, near.similarity);
         let near: Vec<String> = self.neighbours.iter().map(one).collect();
