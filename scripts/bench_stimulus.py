@@ -2,7 +2,7 @@
 
     python3 scripts/bench_stimulus.py RUN [THREADS]
 
-Times `striate visualize RUN --units all --norm natural`, everything included, and takes from it how often it asked a unit for its value
+Times `striate visualize RUN --units all --norm natural --positive-only`, everything included, and takes from it how often it asked a unit for its value
 and gradient. PyTorch (from a virtual environment of its own, float32, the same network, one search at a time) is timed for
 some units of each stage; only those evaluations are counted, no optimiser, so it is flattered. Its part of the table is skipped without torch.
 Uses target/release/striate and overwrites RUN/visualize.
@@ -22,7 +22,7 @@ EVALUATIONS_TIMED = 40
 
 
 def ours(run, threads):
-    line = [ROOT / "target/release/striate", "visualize", run, "--units", "all", "--norm", "natural", "--json", "--quiet"]
+    line = [ROOT / "target/release/striate", "visualize", run, "--units", "all", "--norm", "natural", "--positive-only", "--json", "--quiet"]
     begun = time.time()
     text = subprocess.run([*map(str, line), "--threads", str(threads)], check=True, capture_output=True, text=True).stdout
     return time.time() - begun, json.loads(text)

@@ -1,6 +1,7 @@
 //! Writing files so that whoever reads one finds it whole, or as it was.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -10,13 +11,9 @@ use crate::error::{Error, Result};
 /// # Errors
 /// They cannot be written; what was there before is still there.
 pub fn replace(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
-    let partial = partial_of(path);
-    let written = fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, path));
-    written.map_err(|source| {
-        // It may not be there at all, and the first error is the one to tell.
-        let _ = fs::remove_file(&partial);
-        Error::Io { path: path.into(), action: "write", source }
-    })
+    let (partial, mut file) = Partial::create(path)?;
+    file.write_all(bytes.as_ref()).map_err(Error::io(path, "write"))?;
+    partial.finish()
 }
 
 fn partial_of(path: &Path) -> PathBuf {
@@ -80,7 +77,6 @@ mod tests {
 
     #[test]
     fn a_file_has_its_name_once_it_is_finished_and_is_gone_if_it_never_is() {
-        use std::io::Write;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npy");
         let names =

@@ -77,6 +77,13 @@ pub struct Explanation {
     pub sanity: Vec<Sanity>,
 }
 
+impl Explanation {
+    /// The value for the baseline, without what rounding leaves of 0.
+    pub fn baseline_shown(&self) -> f64 {
+        if self.baseline_value.abs() < 1e-5 * self.value.abs() { 0.0 } else { self.baseline_value }
+    }
+}
+
 /// A number for every pixel of the network's input.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HeatMap {

@@ -1,19 +1,21 @@
 //! Which units fire for a picture: those that answer it as they answer few frames.
 
+use image::{DynamicImage, RgbImage};
 use ndarray::Array2;
 use serde::Serialize;
 
 use super::features::features;
-use super::invariance::{Moments, moments};
+use super::invariance::{Moments, moments, shown};
 use super::neighbours::nearest_of;
 use super::top::Answer;
 use super::{Progress, UnitName};
 use crate::dataset::Dataset;
 use crate::error::Result;
-use crate::geometry::Kind;
+use crate::geometry::{Kind, MapShape};
 use crate::network::Workspace;
 use crate::network::checkpoint::Checkpoint;
 use crate::network::preprocess::Inputs;
+use crate::picture::pixel_tile;
 
 /// A network that looks at pictures, and what its units usually answer.
 pub struct Viewer {
@@ -46,7 +48,7 @@ pub struct Firing {
 /// What a network makes of a picture.
 #[derive(Debug, Clone, Serialize)]
 pub struct Look {
-    /// For each stage, the first one first, the units that answer the most unusually, from the most.
+    /// For each stage, the first one first, all units, those that answer the most unusually first.
     pub stages: Vec<Vec<Firing>>,
     /// The frames most like it by the values of the stage's units; their cosines.
     pub neighbours: Vec<Answer>,
@@ -82,9 +84,19 @@ impl Viewer {
         Ok(Viewer { checkpoint, frames, group, usual, features })
     }
 
-    /// Looks at a picture of 8-bit pixels `[channel, row, column]`, of the network's input size: names `count` units of each stage and
-    /// `keep` frames.
-    pub fn look(&self, pixels: &[u8], count: usize, keep: usize) -> Look {
+    /// What the network sees of a picture: 8-bit pixels `[channel, row, column]`, of its input size.
+    pub fn seen(&self, picture: &DynamicImage) -> Vec<u8> {
+        shown(picture, self.checkpoint.network.input, self.checkpoint.config.input.margin)
+    }
+
+    /// These as a picture.
+    pub fn tile(&self, pixels: &[u8]) -> RgbImage {
+        let MapShape { channels, rows, cols } = self.checkpoint.network.input;
+        pixel_tile(pixels, channels, rows, cols)
+    }
+
+    /// Looks at what the network sees of a picture, and names `keep` frames.
+    pub fn look(&self, pixels: &[u8], keep: usize) -> Look {
         let Checkpoint { network, whitening, .. } = &self.checkpoint;
         let mut work = network.workspace(2);
         work.start(2);
@@ -97,10 +109,10 @@ impl Viewer {
         let values = values.into_shape_with_order((2, units)).expect("two rows");
         let query = values.slice(ndarray::s![..1, ..]);
         let neighbours = nearest_of(query, self.features.view(), keep).swap_remove(0);
-        Look { stages: (0..=top).map(|stage| self.firing(&work, stage, count)).collect(), neighbours }
+        Look { stages: (0..=top).map(|stage| self.firing(&work, stage)).collect(), neighbours }
     }
 
-    fn firing(&self, work: &Workspace, stage: usize, count: usize) -> Vec<Firing> {
+    fn firing(&self, work: &Workspace, stage: usize) -> Vec<Firing> {
         let network = &self.checkpoint.network;
         let firing = |(unit, usual): (_, &Moments)| {
             let values = work.unit_values(network, stage, self.group.1, unit);
@@ -117,7 +129,6 @@ impl Viewer {
         let units = network.units(stage, self.group.1).into_iter().zip(&self.usual[stage]);
         let mut all: Vec<Firing> = units.map(firing).collect();
         all.sort_by(|a, b| b.above.total_cmp(&a.above).then(a.name.cmp(&b.name)));
-        all.truncate(count);
         all
     }
 }
@@ -151,7 +162,7 @@ mod tests {
         let units = [0, 1].map(|stage| network.units(stage, Kind::Y));
         let checkpoint = Checkpoint { config, network, whitening };
         let viewer = Viewer::new(checkpoint, frames, (1, Kind::Y), &Progress::none()).unwrap();
-        let look = viewer.look(&query, usize::MAX, 5);
+        let look = viewer.look(&query, 5);
         for (stage, firings) in look.stages.iter().enumerate() {
             assert_eq!(firings.len(), units[stage].len());
             assert!(firings.windows(2).all(|pair| pair[0].above >= pair[1].above));
@@ -166,10 +177,15 @@ mod tests {
             }
         }
         assert_eq!(look.neighbours, near[0]);
-        let explained: Vec<UnitName> = look.to_explain(1).collect();
-        assert!(!explained.is_empty() && explained.len() <= units[1].len());
-        assert!(look.stages[1].iter().all(|f| (f.from_rest > 0.25) == explained.contains(&f.name)));
+        // One grey is the mean frame after the removal of contrast: nothing to explain there, and what others are told apart from.
+        let rest = viewer.look(&[128; 100], 5);
+        assert_eq!(rest.to_explain(1).count(), 0);
+        for firing in &look.stages[1] {
+            let at_rest = rest.stages[1].iter().find(|other| other.name == firing.name).unwrap();
+            let moved = (firing.above - at_rest.above).abs();
+            assert!((firing.from_rest - moved).abs() < 1e-3 * (1.0 + moved), "{firing:?} {at_rest:?}");
+            assert_eq!(look.to_explain(1).any(|name| name == firing.name), moved > 0.25, "{firing:?}");
+        }
         assert!(look.neighbours[0].frame == 41 && look.neighbours[0].value > 0.999_999);
-        assert!(viewer.look(&query, 2, 1).stages.iter().all(|firings| firings.len() == 2));
     }
 }

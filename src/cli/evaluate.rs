@@ -81,8 +81,9 @@ pub fn run(args: EvaluateArgs, global: Global) -> anyhow::Result<()> {
     let folder = args.run.join("evaluate");
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
     let [positive_sets, negative_sets] = args.labelled.sources();
+    let identity = checkpoint::identity(&checkpoint::latest_of(&args.run)?)?;
     let made = json!({
-        "checkpoint": checkpoint::identity(&checkpoint::latest_of(&args.run)?)?, "settings": settings, "groups": groups,
+        "checkpoint": identity, "settings": settings, "groups": groups,
         "positive_sets": positive_sets, "negative_sets": negative_sets, "share_asked": args.labelled.share,
         "positives": labelled.positives(), "pictures": labelled.fingerprint(),
     });
@@ -99,7 +100,7 @@ pub fn run(args: EvaluateArgs, global: Global) -> anyhow::Result<()> {
     let concept = &args.labelled.concept;
     let result = Evaluated {
         concept: concept.clone(),
-        checkpoint: checkpoint::latest_of(&args.run)?,
+        checkpoint: identity,
         positive_sets,
         negative_sets,
         share_asked: args.labelled.share,

@@ -101,7 +101,7 @@ pub fn run(args: ExplainArgs, global: Global) -> anyhow::Result<()> {
 /// The best unit that `striate evaluate --concept NAME` found for this network.
 fn best_of(evaluated: &[Evaluated], name: &str, view: &View) -> anyhow::Result<UnitName> {
     let found = evaluated.iter().find(|one| one.concept == name);
-    let found = found.filter(|one| one.is_of(&view.identity)).and_then(|one| one.best_by(view.group.1));
+    let found = found.filter(|one| one.checkpoint == view.identity).and_then(|one| one.best_by(view.group.1));
     match found {
         Some(best) => Ok(best.unit.probe.name()),
         None => anyhow::bail!(

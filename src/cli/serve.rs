@@ -34,7 +34,7 @@ pub fn run(args: ServeArgs, global: Global) -> anyhow::Result<()> {
     let (bar, progress) = global.parts("serve");
     let viewer = Viewer::new(view.checkpoint, view.dataset, view.group, &progress)?;
     bar.finish_and_clear();
-    let server = Server::new(&args.view.run, viewer)?;
+    let server = Server::new(&args.view.run, viewer, view.identity)?;
     if !args.host.is_loopback() && !global.quiet {
         say!("note: whoever can reach {} may look at this run, without a password", args.host);
     }

@@ -202,13 +202,13 @@ impl Findings {
         })
     }
 
-    /// What was made, as the command that makes it again, and with which checkpoint: its identity, or its folder.
+    /// What was made, as the command that makes it again, and with which checkpoint.
     pub(super) fn made_with(&self) -> Vec<(String, String)> {
         let gallery = self.gallery.iter().map(|gallery| ("visualize".into(), gallery.checkpoint.clone()));
-        let evaluated = self.evaluated.iter().map(|evaluated| {
-            let folder = evaluated.checkpoint.file_name().unwrap_or_default();
-            (format!("evaluate ({})", evaluated.concept), folder.to_string_lossy().into_owned())
-        });
+        let evaluated = self
+            .evaluated
+            .iter()
+            .map(|evaluated| (format!("evaluate ({})", evaluated.concept), evaluated.checkpoint.clone()));
         let tunings = self.tunings.iter().map(|tuning| {
             (format!("tuning (stage {}, {})", tuning.stage, tuning.kind), tuning.checkpoint.clone())
         });

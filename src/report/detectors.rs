@@ -17,8 +17,8 @@ use crate::geometry::Kind;
 pub struct Evaluated {
     /// What the thing is called.
     pub concept: String,
-    /// The checkpoint's folder.
-    pub checkpoint: PathBuf,
+    /// See [`identity`](crate::network::checkpoint::identity).
+    pub checkpoint: String,
     /// Where the pictures were that show it.
     pub positive_sets: Vec<String>,
     /// Where the others were.
@@ -35,6 +35,22 @@ impl Evaluated {
     pub fn best(&self) -> &BestUnit {
         self.evaluation.groups.iter().map(|group| &group.best[0]).reduce(better).expect("a group")
     }
+
+    /// The best unit by one kind of its values, if that was tested.
+    pub fn best_by(&self, kind: Kind) -> Option<&BestUnit> {
+        let groups = self.evaluation.groups.iter().filter(|group| group.group.kind == kind);
+        groups.map(|group| &group.best[0]).reduce(better)
+    }
+
+    /// What a unit's value says, if that was tested, by the same checkpoint.
+    pub fn verdict(&self, identity: &str, probe: Probe, value: f64) -> Option<Verdict> {
+        if self.checkpoint != identity {
+            return None;
+        }
+        let scores = self.evaluation.units.iter().find(|unit| unit.probe == probe)?.scores.paper;
+        let (threshold, accuracy) = (scores.threshold, scores.accuracy);
+        Some(Verdict { concept: self.concept.clone(), threshold, accuracy, says_yes: value > threshold })
+    }
 }
 
 /// What a unit's value for a picture says, as a detector.
@@ -48,30 +64,6 @@ pub struct Verdict {
     pub accuracy: f64,
     /// Whether it says so of this picture.
     pub says_yes: bool,
-}
-
-impl Evaluated {
-    /// The best unit by one kind of its values, if that was tested.
-    pub fn best_by(&self, kind: Kind) -> Option<&BestUnit> {
-        let groups = self.evaluation.groups.iter().filter(|group| group.group.kind == kind);
-        groups.map(|group| &group.best[0]).reduce(better)
-    }
-
-    /// What a unit's value says, if that was tested, by the same checkpoint.
-    pub fn verdict(&self, identity: &str, probe: Probe, value: f64) -> Option<Verdict> {
-        if !self.is_of(identity) {
-            return None;
-        }
-        let scores = self.evaluation.units.iter().find(|unit| unit.probe == probe)?.scores.paper;
-        let (threshold, accuracy) = (scores.threshold, scores.accuracy);
-        Some(Verdict { concept: self.concept.clone(), threshold, accuracy, says_yes: value > threshold })
-    }
-
-    /// Whether it was made with the checkpoint of this identity, which begins with the name of its folder.
-    pub fn is_of(&self, identity: &str) -> bool {
-        let folder = self.checkpoint.file_name().unwrap_or_default();
-        identity.starts_with(&*folder.to_string_lossy())
-    }
 }
 
 fn better<'a>(a: &'a BestUnit, b: &'a BestUnit) -> &'a BestUnit {

@@ -13,16 +13,13 @@ use super::detectors::{Evaluated, Verdict, read_json};
 use super::figure::significant;
 use super::neighbours::Neighbour;
 use crate::analysis::explain::{Explainer, Explanation, HeatMap, Part, Sanity, Settings};
-use crate::analysis::invariance::shown;
 use crate::analysis::look::Viewer;
 use crate::analysis::responses::Probe;
 use crate::analysis::{Progress, UnitName};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::frames::write_text;
-use crate::geometry::MapShape;
-use crate::network::checkpoint::Checkpoint;
-use crate::picture::{enlarged, grid, pixel_tile, png};
+use crate::picture::{enlarged, grid, png};
 use crate::rng;
 
 /// What all of an explanation is in.
@@ -105,10 +102,9 @@ pub fn explain(
     out: &Path,
     progress: &Progress,
 ) -> Result<Explained> {
-    let Checkpoint { network, config, .. } = &viewer.checkpoint;
-    let pixels = shown(picture, network.input, config.input.margin);
+    let pixels = viewer.seen(picture);
     let explainer = Explainer::new(&viewer.checkpoint, settings)?;
-    let look = viewer.look(&pixels, usize::MAX, NEIGHBOURS);
+    let look = viewer.look(&pixels, NEIGHBOURS);
     let firing: HashMap<UnitName, f64> =
         look.stages.iter().flatten().map(|firing| (firing.name, firing.above)).collect();
     let units = match units {
@@ -128,11 +124,7 @@ pub fn explain(
         fs::remove_dir_all(&folder).map_err(Error::io(&folder, "replace"))?;
     }
     fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
-    let tile = |pixels: &[u8]| {
-        let MapShape { channels, rows, cols } = network.input;
-        pixel_tile(pixels, channels, rows, cols)
-    };
-    let under = tile(&pixels);
+    let under = viewer.tile(&pixels);
     progress.begin("units", units.len());
     let tell = |&name: &UnitName| {
         let probe = Probe { stage: name.stage - 1, kind: viewer.group.1, unit: name.unit };
@@ -150,7 +142,7 @@ pub fn explain(
     let kept: Vec<Told> = before.into_iter().flat_map(|before| before.units).filter(is_new).collect();
     let new = told.len();
     told.extend(kept);
-    let alike = look.neighbours.iter().map(|answer| tile(&viewer.frames.pixels(answer.frame)));
+    let alike = look.neighbours.iter().map(|answer| viewer.tile(&viewer.frames.pixels(answer.frame)));
     let tiles: Vec<RgbImage> = std::iter::once(under.clone()).chain(alike).collect();
     let zoom = (TILE_PX / under.width().max(under.height())).max(1);
     let frames = PathBuf::from("frames.png");
@@ -187,8 +179,7 @@ pub fn read_explained(folder: &Path) -> Result<Vec<Explained>> {
 impl Told {
     /// What it says, a line each.
     pub fn words(&self) -> Vec<String> {
-        let Explanation { value, baseline_value, completeness, below, sanity, integrated, occlusion, .. } =
-            &self.explanation;
+        let Explanation { value, below, sanity, integrated, occlusion, .. } = &self.explanation;
         let direction = if self.above < 0.0 { "below" } else { "above" };
         let mut lines: Vec<String> = self.verdicts.iter().map(Verdict::to_string).collect();
         lines.extend([
@@ -196,8 +187,7 @@ impl Told {
                 "Value {}, {:.1} deviations {direction} its mean over the frames; {} for the baseline.",
                 significant(*value),
                 self.above.abs(),
-                // What rounding leaves of 0 is no news.
-                significant(if baseline_value.abs() < 1e-5 * value.abs() { 0.0 } else { *baseline_value })
+                significant(self.explanation.baseline_shown())
             ),
             format!(
                 "Half of what raises it comes from {} by integrated gradients, from {} by occlusion.",
@@ -216,22 +206,7 @@ impl Told {
             let (raise, lower) = (named(&through.raise), named(&through.lower));
             lines.push(format!("Through stage {}: raised by {raise}; lowered by {lower}.", through.stage));
         }
-        let gap = below.iter().map(|through| through.completeness.gap).fold(completeness.gap, f64::max);
-        let (difference, sum) = (significant(completeness.difference), significant(completeness.sum));
-        let largest = format!("the largest gap, stages below included, is {:.2} %", 100.0 * gap);
-        let excuse = match gap > WANTED_GAP {
-            true => {
-                let moved =
-                    significant(integrated.values.iter().map(|part| f64::from(part.abs())).sum::<f64>());
-                format!(
-                    ", for the difference is small beside all that raises and lowers it, {moved}, and rounding shows"
-                )
-            }
-            false => String::new(),
-        };
-        lines.push(format!(
-            "Checked: integrated gradients must add up to {difference} and add up to {sum}; {largest}{excuse}."
-        ));
+        lines.push(checked(&self.explanation));
         if !sanity.is_empty() {
             let one = |sanity: &Sanity| {
                 let stages: Vec<String> = sanity.random_stages.iter().map(usize::to_string).collect();
@@ -271,6 +246,27 @@ impl fmt::Display for Explained {
         writeln!(f, "frames most like it: {}", near.join(", "))?;
         write!(f, "{}", self.folder.join(FILE).display())
     }
+}
+
+/// How well integrated gradients add up, those along the stages below included; where not, why.
+pub fn checked(explanation: &Explanation) -> String {
+    let Explanation { completeness, below, integrated, .. } = explanation;
+    let gap = below.iter().map(|through| through.completeness.gap).fold(completeness.gap, f64::max);
+    let (difference, sum) = (significant(completeness.difference), significant(completeness.sum));
+    let excuse = match gap > WANTED_GAP {
+        true => {
+            let moved = significant(integrated.values.iter().map(|part| f64::from(part.abs())).sum::<f64>());
+            format!(
+                ", for the difference is small beside all that raises and lowers it, {moved}, and rounding shows"
+            )
+        }
+        false => String::new(),
+    };
+    format!(
+        "Checked: integrated gradients must add up to {difference} and add up to {sum}; the largest gap, stages below included, is \
+         {:.2} %{excuse}.",
+        100.0 * gap
+    )
 }
 
 impl fmt::Display for Verdict {

@@ -207,17 +207,21 @@ impl Report {
             [.., own] => own.to_string(),
             [] => full.display().to_string(),
         };
-        let mut made = findings.made_with();
-        let made_controls = controls
-            .iter()
-            .map(|table| (format!("controls ({})", table.made.concept), table.made.checkpoint.clone()));
-        made.extend(made_controls);
-        let map = map_view(run, pictures, &mut made)?;
-        let explanations = explanations(run, &findings, &mut made)?;
+        let map_folder = run.join("map");
+        let map = MapFile::read(&map_folder)?;
+        let explained = read_explained(&run.join("explain"))?;
         let identity = checkpoint::identity(&folder)?;
-        // An identity begins with the name of the folder, which is all that some have kept.
-        let is_stale = |(_, with): &(String, String)| !identity.starts_with(with.as_str());
-        let stale = made.into_iter().filter(is_stale).map(|(what, _)| what).collect();
+        let mut made = findings.made_with();
+        made.extend(map.iter().map(|map| ("map".into(), map.checkpoint.clone())));
+        made.extend(explained.iter().map(|explained| {
+            (format!("explain ({})", explained.image.display()), explained.checkpoint.clone())
+        }));
+        made.extend(
+            controls
+                .iter()
+                .map(|table| (format!("controls ({})", table.made.concept), table.made.checkpoint.clone())),
+        );
+        made.retain(|(_, checkpoint)| *checkpoint != identity);
         let stages = costs(&config);
         let shape = config.input_shape();
         let gallery = findings.gallery.as_ref();
@@ -235,9 +239,9 @@ impl Report {
             gallery: gallery.map(about),
             whitened: gallery.is_some_and(|gallery| gallery.whitened),
             listing,
-            map,
-            explanations,
-            stale,
+            map: map.map(|map| map_view(&map, &map_folder, pictures)).transpose()?,
+            explanations: explanations(&explained, &findings)?,
+            stale: made.into_iter().map(|(what, _)| what).collect(),
             controls: controls.iter().map(control_table).collect(),
             filters_layout: filters_layout(&config),
             filters: if gallery.is_some() { filters(&findings.folder)? } else { Vec::new() },
@@ -251,10 +255,7 @@ fn script_json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("plain data").replace('<', "\\u003c")
 }
 
-fn map_view(run: &Path, pictures: Pictures, made: &mut Vec<(String, String)>) -> Result<Option<MapView>> {
-    let folder = run.join("map");
-    let Some(map) = MapFile::read(&folder)? else { return Ok(None) };
-    made.push(("map".into(), map.checkpoint.clone()));
+fn map_view(map: &MapFile, folder: &Path, pictures: Pictures) -> Result<MapView> {
     let lines: Vec<String> = map.to_string().lines().map(str::to_owned).collect();
     let about = format!(
         "{}. Those lie together that the network sees as alike. Distances between groups mean little in t-SNE; neighbours are \
@@ -262,15 +263,10 @@ fn map_view(run: &Path, pictures: Pictures, made: &mut Vec<(String, String)>) ->
         lines.join("; "),
         map.frame_set.display()
     );
-    let json = script_json(&map.drawn(&folder, pictures)?);
-    Ok(Some(MapView { about, json }))
+    Ok(MapView { about, json: script_json(&map.drawn(folder, pictures)?) })
 }
 
-fn explanations(
-    run: &Path,
-    findings: &Findings,
-    made: &mut Vec<(String, String)>,
-) -> Result<Vec<ExplanationView>> {
+fn explanations(explained: &[Explained], findings: &Findings) -> Result<Vec<ExplanationView>> {
     let unit = |explained: &Explained, told: &Told| {
         let name = told.explanation.probe.name();
         Ok(ExplainedUnit {
@@ -280,17 +276,16 @@ fn explanations(
             words: told.words(),
         })
     };
-    let view = |explained: Explained| {
-        made.push((format!("explain ({})", explained.image.display()), explained.checkpoint.clone()));
+    let view = |explained: &Explained| {
         let near = explained.neighbours.iter().map(|near| format!("{} ({:.3})", near.key, near.similarity));
         Ok(ExplanationView {
             image: explained.image.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             frames: embedded(&explained.folder, &explained.frames, Format::Exact)?,
             neighbours: near.collect::<Vec<_>>().join(", "),
-            units: explained.units.iter().map(|told| unit(&explained, told)).collect::<Result<_>>()?,
+            units: explained.units.iter().map(|told| unit(explained, told)).collect::<Result<_>>()?,
         })
     };
-    read_explained(&run.join("explain"))?.into_iter().map(view).collect()
+    explained.iter().map(view).collect()
 }
 
 /// Which units and frames these are.

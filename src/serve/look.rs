@@ -9,13 +9,12 @@ use serde::Serialize;
 use super::upload::Refused;
 use crate::analysis::UnitName;
 use crate::analysis::explain::{Baseline, Explainer, HeatMap, Settings, Through};
-use crate::analysis::invariance::shown;
 use crate::analysis::look::{Firing, Viewer};
 use crate::analysis::responses::Probe;
 use crate::analysis::top::Answer;
-use crate::picture::{enlarged, pixel_tile, png};
+use crate::picture::{enlarged, png};
 use crate::report::detectors::{Evaluated, Verdict};
-use crate::report::explanation::overlay;
+use crate::report::explanation::{checked, overlay};
 use crate::report::figure::significant;
 
 /// Units named for each stage.
@@ -108,23 +107,13 @@ fn address(picture: &RgbImage) -> String {
     format!("data:image/png;base64,{}", STANDARD.encode(png(picture)))
 }
 
-/// What the network sees of a picture: 8-bit pixels `[channel, row, column]`.
-fn seen(viewer: &Viewer, picture: &DynamicImage) -> Vec<u8> {
-    shown(picture, viewer.checkpoint.network.input, viewer.checkpoint.config.input.margin)
-}
-
-fn tile(viewer: &Viewer, pixels: &[u8]) -> RgbImage {
-    let shape = viewer.checkpoint.network.input;
-    pixel_tile(pixels, shape.channels, shape.rows, shape.cols)
-}
-
 pub(super) fn look(
     viewer: &Viewer,
     (evaluated, identity): (&[Evaluated], &str),
     picture: &DynamicImage,
 ) -> Looked {
-    let pixels = seen(viewer, picture);
-    let look = viewer.look(&pixels, usize::MAX, NEIGHBOURS);
+    let pixels = viewer.seen(picture);
+    let look = viewer.look(&pixels, NEIGHBOURS);
     let says = |one: &Evaluated| {
         let probe = one.best_by(viewer.group.1)?.unit.probe;
         let firing = look.stages[probe.stage].iter().find(|firing| firing.name == probe.name())?;
@@ -146,7 +135,7 @@ pub(super) fn look(
     let neighbour = |answer: &Answer| NeighbourShown {
         key: viewer.frames.keys[answer.frame].clone(),
         similarity: answer.value,
-        picture: address(&tile(viewer, &viewer.frames.pixels(answer.frame))),
+        picture: address(&viewer.tile(&viewer.frames.pixels(answer.frame))),
     };
     let mut stages: Vec<StageShown> = (1..).zip(&look.stages).map(stage).collect();
     stages.reverse();
@@ -155,7 +144,7 @@ pub(super) fn look(
         detectors: evaluated.iter().filter_map(says).collect(),
         width: picture.width(),
         height: picture.height(),
-        seen: address(&tile(viewer, &pixels)),
+        seen: address(&viewer.tile(&pixels)),
         stages,
         neighbours: look.neighbours.iter().map(neighbour).collect(),
     }
@@ -165,22 +154,21 @@ pub(super) fn explain(viewer: &Viewer, picture: &DynamicImage, name: UnitName) -
     let known = name.check(&viewer.checkpoint.network, viewer.group.1);
     known.map_err(|e| Refused::new(StatusCode::NOT_FOUND, e.to_string()))?;
     let settings = Settings { baseline: Baseline::Zero, occlude_px: None, sanity: false, seed: 0 };
-    let pixels = seen(viewer, picture);
+    let pixels = viewer.seen(picture);
     let probe = Probe { stage: name.stage - 1, kind: viewer.group.1, unit: name.unit };
     let found = Explainer::new(&viewer.checkpoint, settings)?.explain(&pixels, probe)?;
-    let under = tile(viewer, &pixels);
+    let under = viewer.tile(&pixels);
     let zoom = (SIDE_PX / under.width().max(1)).max(1);
     let map = |name, words, map: &HeatMap| MapShown {
         name,
         words,
         picture: address(&enlarged(&overlay(&under, map), zoom)),
     };
-    let (value, baseline, sum) = (found.value, found.baseline_value, found.completeness.sum);
     let adds_up = format!(
-        "what each place adds from the mean frame ({}) to this picture ({}); adds up to {}",
-        significant(baseline),
-        significant(value),
-        significant(sum)
+        "what each place adds from the mean frame ({}) to this picture ({}). {}",
+        significant(found.baseline_shown()),
+        significant(found.value),
+        checked(&found)
     );
     let square = found.occlude_px;
     let maps = vec![
@@ -202,7 +190,7 @@ pub(super) fn explain(viewer: &Viewer, picture: &DynamicImage, name: UnitName) -
             .collect(),
     };
     Ok(Explained {
-        value,
+        value: found.value,
         maps,
         below: found.below.iter().map(below).collect(),
         note: "Orange raises the value, blue lowers it; each map is scaled to its own maximum. The first two maps are of the picture after \

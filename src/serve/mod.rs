@@ -23,7 +23,6 @@ use tokio::sync::Semaphore;
 use crate::analysis::UnitName;
 use crate::analysis::look::Viewer;
 use crate::error::{Error, Result};
-use crate::network::checkpoint;
 use crate::report::{Pictures, Report};
 use upload::Refused;
 
@@ -53,14 +52,13 @@ pub struct Server {
 type Answer = std::result::Result<Response, Refused>;
 
 impl Server {
-    /// Reads what a run's report shows; `viewer` looks at the pictures that are dropped.
+    /// Reads what a run's report shows; `viewer`, with the checkpoint `identity`, looks at the pictures that are dropped.
     ///
     /// # Errors
     /// As [`write_report`](crate::report::write_report).
-    pub fn new(run: &Path, viewer: Viewer) -> Result<Server> {
+    pub fn new(run: &Path, viewer: Viewer, identity: String) -> Result<Server> {
         let report = Report::new(run, Pictures::Served)?;
         let listing = serde_json::to_vec(&report.findings.listing(Pictures::Served)?).expect("plain data");
-        let identity = checkpoint::identity(&checkpoint::latest_of(run)?)?;
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let (reading, looking) = (Semaphore::new(READ_TOGETHER), Semaphore::new(cores));
         Ok(Server { report, run: run.into(), listing, viewer, identity, reading, looking, hosts: None })
