@@ -7,6 +7,7 @@ mod format;
 mod info;
 pub mod labels;
 mod layout;
+mod list;
 mod merge;
 mod quality;
 mod record;
@@ -31,6 +32,7 @@ use crate::video::over_black;
 pub use format::PictureFormat;
 pub use info::{FrameSetInfo, Origin, info};
 pub use layout::FrameSetSummary;
+pub use list::{Listed, list};
 pub use merge::merge;
 pub use quality::{Dropped, Duplicates, Filters, Quality, quality};
 pub use record::{
@@ -67,9 +69,52 @@ pub enum Fit {
     Stretch,
 }
 
+/// A part of a picture, in shares of its width and height; all of it by default.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// Share of the width left of it.
+    pub left: f64,
+    /// Share of the height above it.
+    pub top: f64,
+    /// Its share of the width.
+    pub width: f64,
+    /// Its share of the height.
+    pub height: f64,
+}
+
+impl Default for Part {
+    fn default() -> Part {
+        Part { left: 0.0, top: 0.0, width: 1.0, height: 1.0 }
+    }
+}
+
+impl Part {
+    /// Whether it is all of the picture.
+    fn is_whole(&self) -> bool {
+        *self == Part::default()
+    }
+
+    /// In pixels of a picture of this size.
+    fn pixels(&self, width: u32, height: u32) -> fir::CropBox {
+        let (width, height) = (f64::from(width), f64::from(height));
+        // Shares that sum up to 1 may be rounded to a little more.
+        let (left, top) = (self.left * width, self.top * height);
+        let side = |share: f64, whole: f64, before: f64| (share * whole).min(whole - before);
+        fir::CropBox {
+            left,
+            top,
+            width: side(self.width, width, left),
+            height: side(self.height, height, top),
+        }
+    }
+}
+
 /// What a frame becomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Shape {
+    /// What of the upright original is looked at; the rest is as if it were not there.
+    #[serde(default, skip_serializing_if = "Part::is_whole")]
+    pub part: Part,
     /// Width of the stored picture.
     pub width: u32,
     /// Height of the stored picture.
@@ -102,15 +147,15 @@ pub fn fit(image: &DynamicImage, shape: &Shape, rng: &mut ChaCha8Rng) -> Fitted 
     let flat = to_colour(Cow::Borrowed(image), shape.colour);
     let flat = flat.as_ref();
     let (from_width, from_height) = (flat.width(), flat.height());
-    let whole = fir::CropBox { left: 0.0, top: 0.0, width: from_width.into(), height: from_height.into() };
-    let middle = fir::CropBox::fit_src_into_dst_size(from_width, from_height, width, height, None);
+    let whole = shape.part.pixels(from_width, from_height);
+    let middle = middle_of(whole, width, height);
     let mut placed = None;
     let (crop, image) = match shape.fit {
         Fit::Crop => (middle, scale(flat, middle, width, height)),
         Fit::RandomCrop => {
             let mut place = |room: f64| if room > 0.0 { rng.random_range(0.0..=room) } else { 0.0 };
-            let left = place(whole.width - middle.width);
-            let top = place(whole.height - middle.height);
+            let left = whole.left + place(whole.width - middle.width);
+            let top = whole.top + place(whole.height - middle.height);
             let crop = fir::CropBox { left, top, ..middle };
             (crop, scale(flat, crop, width, height))
         }
@@ -148,8 +193,18 @@ pub fn fit(image: &DynamicImage, shape: &Shape, rng: &mut ChaCha8Rng) -> Fitted 
 /// The largest part of the shape `width` to `height` out of the middle of a picture, scaled to that size.
 pub fn cut_middle(image: &DynamicImage, width: u32, height: u32, colour: Colour) -> DynamicImage {
     let flat = to_colour(Cow::Borrowed(image), colour);
-    let middle = fir::CropBox::fit_src_into_dst_size(flat.width(), flat.height(), width, height, None);
+    let middle = middle_of(Part::default().pixels(flat.width(), flat.height()), width, height);
     scale(&flat, middle, width, height)
+}
+
+/// The largest part of the shape `width` to `height` out of the middle of another.
+fn middle_of(whole: fir::CropBox, width: u32, height: u32) -> fir::CropBox {
+    let (width, height) = (f64::from(width), f64::from(height));
+    let factor = (whole.width / width).min(whole.height / height);
+    let side = |side: f64, most: f64| (factor * side).min(most);
+    let (width, height) = (side(width, whole.width), side(height, whole.height));
+    let (left, top) = (whole.left + (whole.width - width) / 2.0, whole.top + (whole.height - height) / 2.0);
+    fir::CropBox { left, top, width, height }
 }
 
 /// A part of a grey or RGB picture in another size.
@@ -215,7 +270,7 @@ mod tests {
     use super::*;
 
     fn fit(image: &DynamicImage, width: u32, height: u32, colour: Colour) -> Fitted {
-        as_asked(image, Shape { width, height, fit: Fit::Crop, colour }, 0)
+        as_asked(image, Shape { part: Part::default(), width, height, fit: Fit::Crop, colour }, 0)
     }
 
     fn as_asked(image: &DynamicImage, shape: Shape, seed: u64) -> Fitted {
@@ -272,7 +327,7 @@ mod tests {
     fn a_random_crop_is_anywhere_and_the_whole_is_kept_between_bars_or_distorted() {
         // The value of a pixel is its column.
         let wide: DynamicImage = GrayImage::from_fn(200, 50, |x, _| image::Luma([x as u8])).into();
-        let shape = |fit| Shape { width: 50, height: 50, fit, colour: Colour::Grey };
+        let shape = |fit| Shape { part: Part::default(), width: 50, height: 50, fit, colour: Colour::Grey };
         let lefts: Vec<f64> =
             (0..200).map(|seed| as_asked(&wide, shape(Fit::RandomCrop), seed).crop[0]).collect();
         assert!(lefts.iter().all(|left| (0.0..=150.0).contains(left)));
@@ -292,6 +347,16 @@ mod tests {
         assert!(
             stretched.placed.is_none() && stretched.image.to_luma8().get_pixel(40, 3).0[0].abs_diff(162) <= 2
         );
+        // Of a part, the same.
+        let part = Part { left: 0.25, top: 0.0, width: 0.5, height: 1.0 };
+        let of_part = |fit| as_asked(&wide, Shape { part, ..shape(fit) }, 5);
+        assert_eq!(of_part(Fit::Crop).crop, [75.0, 0.0, 50.0, 50.0]);
+        assert!((50.0..=100.0).contains(&of_part(Fit::RandomCrop).crop[0]));
+        let boxed = of_part(Fit::Letterbox);
+        assert_eq!((boxed.crop, boxed.placed), ([50.0, 0.0, 100.0, 50.0], Some([0, 12, 50, 25])));
+        assert!(boxed.image.to_luma8().get_pixel(0, 24).0[0].abs_diff(51) <= 2);
+        assert_eq!(of_part(Fit::Stretch).crop, [50.0, 0.0, 100.0, 50.0]);
+
         let rgb = Shape { colour: Colour::Rgb, ..shape(Fit::Letterbox) };
         assert_eq!(as_asked(&wide, rgb, 0).image.color(), image::ColorType::Rgb8);
     }

@@ -9,6 +9,7 @@ const makeUnitPage = (data, gallery, pageOf) => {
     el("figcaption", {}, el("b", {}, heading), row.values.length ? `: ${charts.number(row.values[0])} to ${charts.number(row.values.at(-1))}` : ""),
     el("img", { src: row.picture, alt: `${alt}: ${row.keys.join(", ")}`, decoding: "async" }),
     el("details", {}, el("summary", {}, "Names and values"), el("ol", {}, ...row.keys.map((key, n) => el("li", {}, `${key}: ${charts.number(row.values[n])}`)))));
+  const mean = (page) => (page.mean ? [figure(page.mean.picture, `Mean of its ${page.mean.frames} top frames`, [`Mean of its ${page.mean.frames} top frames, each with its own mean and contrast removed`], { width: 160, height: 160 })] : []);
   const signed = (x) => (x > 0 ? `+${charts.number(x)}` : charts.number(x));
 
   const stimuli = (unit, page) => page.stimuli.map((s) => {
@@ -57,7 +58,7 @@ const makeUnitPage = (data, gallery, pageOf) => {
       el("h2", { tabindex: -1 }, `Unit ${unit.name}`),
       el("p", { class: "soft" }, `${spoken(unit.name)[0].toUpperCase()}${spoken(unit.name).slice(1)}. Over all frames: mean ${charts.number(o.mean)}, deviation ${charts.number(o.deviation)}, skewness ${charts.number(o.skewness)}, kurtosis ${charts.number(o.kurtosis)} (0 for a Gaussian; large for a unit that is silent most of the time).`),
       section("What it prefers", el("div", { class: "stimuli" }, ...stimuli(unit, page))),
-      section("Frames", frames(unit.top, "Top frames, the most from the left", "Top frames"), frames(page.bottom, "Lowest frames", "Lowest frames")),
+      section("Frames", ...mean(page), frames(unit.top, "Top frames, the most from the left", "Top frames"), frames(page.bottom, "Lowest frames", "Lowest frames")),
       section("What it detects", ...(page.detectors.length ? [el("div", { class: "charts" }, ...detectors(page))] : [])),
       section("Tuning to gratings", ...(page.tunings.length ? [el("div", { class: "charts" }, ...tunings(page))] : [])),
       section("What it does not mind", ...invariances(page)),

@@ -12,7 +12,7 @@ use striate::report::detectors::{Evaluated, read_all};
 use striate::report::explanation::explain;
 
 use super::Global;
-use super::view::{View, ViewArgs};
+use super::view::ViewArgs;
 
 /// Explain a unit's answer to a picture: where in it, through which units below, and which frames are most like it.
 #[derive(clap::Args)]
@@ -80,7 +80,7 @@ pub fn run(args: ExplainArgs, global: Global) -> anyhow::Result<()> {
     let evaluated: Vec<Evaluated> = read_all(&args.view.run.join("evaluate"), "evaluate")?;
     let mut named = args.named;
     for detector in &args.detectors {
-        named.push(best_of(&evaluated, detector, &view)?);
+        named.push(super::best_of(&evaluated, detector, (&view.identity, view.group.1))?);
     }
     let (bar, progress) = global.parts("explain");
     let viewer = Viewer::new(view.checkpoint, view.dataset, view.group, &progress)?;
@@ -96,17 +96,4 @@ pub fn run(args: ExplainArgs, global: Global) -> anyhow::Result<()> {
         }
     }
     global.print(&explained)
-}
-
-/// The best unit that `striate evaluate --concept NAME` found for this network.
-fn best_of(evaluated: &[Evaluated], name: &str, view: &View) -> anyhow::Result<UnitName> {
-    let found = evaluated.iter().find(|one| one.concept == name);
-    let found = found.filter(|one| one.checkpoint == view.identity).and_then(|one| one.best_by(view.group.1));
-    match found {
-        Some(best) => Ok(best.unit.probe.name()),
-        None => anyhow::bail!(
-            "--detector {name}: no unit of this checkpoint was tested for it by its values {}; run `striate evaluate --concept {name}` first",
-            view.group.1
-        ),
-    }
 }

@@ -1,5 +1,6 @@
 //! `striate frames`: look at frame sets, and join them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use serde::Serialize;
 
 use super::Global;
 use striate::frames::{
-    self, FrameSetInfo, FrameSetSummary, FrameStore, PictureFormat, SheetOptions, WriterOptions,
+    self, FrameSetInfo, FrameSetSummary, FrameStore, Listed, PictureFormat, SheetOptions, WriterOptions,
 };
 
 /// Shows what is in a frame set, and joins several.
@@ -18,6 +19,7 @@ use striate::frames::{
 #[command(after_help = "\
 Examples:
   striate frames info outputs/frames
+  striate frames list outputs/frames
   striate frames sheet outputs/frames --out sheet.png
   striate frames show outputs/frames
   striate frames merge part-0 part-1 --out all")]
@@ -29,6 +31,7 @@ pub struct FramesArgs {
 #[derive(Subcommand)]
 enum FramesCommand {
     Info(InfoArgs),
+    List(ListArgs),
     Sheet(SheetArgs),
     Show(ShowArgs),
     Merge(MergeArgs),
@@ -43,6 +46,40 @@ struct InfoArgs {
     /// A frame set; or a folder of pictures or tar shards, or a tar file, of which less is known.
     #[arg(value_name = "FRAMES")]
     frames: PathBuf,
+}
+
+/// Names every frame, with the video or picture that it came from and when: CSV on stdout.
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  striate frames list outputs/frames > frames.csv")]
+struct ListArgs {
+    /// A frame set, a folder of pictures or tar shards, or a tar file.
+    #[arg(value_name = "FRAMES")]
+    frames: PathBuf,
+}
+
+/// What `striate frames list` says.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct List(Vec<Listed>);
+
+impl fmt::Display for List {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "key,name,seconds")?;
+        self.0.iter().try_for_each(|Listed { key, name, seconds }| {
+            let seconds = seconds.map_or(String::new(), |seconds| seconds.to_string());
+            write!(f, "\n{},{},{seconds}", in_csv(key), in_csv(name.as_deref().unwrap_or_default()))
+        })
+    }
+}
+
+/// A field as RFC 4180 has it.
+fn in_csv(text: &str) -> Cow<'_, str> {
+    match text.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")).into(),
+        false => text.into(),
+    }
 }
 
 /// Draws frames side by side in one picture.
@@ -190,6 +227,7 @@ impl fmt::Display for Info {
 pub fn run(args: FramesArgs, global: Global) -> anyhow::Result<()> {
     match args.command {
         FramesCommand::Info(args) => global.print(&Info(frames::info(&args.frames)?)),
+        FramesCommand::List(args) => global.print(&List(frames::list(&args.frames)?)),
         FramesCommand::Sheet(args) => draw(&args, &global),
         FramesCommand::Show(args) => show(&args),
         FramesCommand::Merge(args) => {

@@ -7,6 +7,7 @@ use striate::analysis::invariance::transform::Edges;
 use striate::frames::FrameStore;
 use striate::geometry::Kind;
 use striate::network::checkpoint;
+use striate::report::detectors::{Evaluated, read_all};
 use striate::report::invariance::{Choice, report};
 
 use super::Global;
@@ -17,6 +18,7 @@ use super::labelled::Source;
 #[command(after_help = "\
 Examples:
   striate invariance outputs/run --images faces/
+  striate invariance outputs/run --images faces/ --detector faces   # the best unit that `striate evaluate --concept faces` found
   striate invariance outputs/run --images 'faces.tar::faces/lfw_gray/*' --yaw 50 --top 2 --name lfw
   striate invariance outputs/run --images cats.tar --units 3:17:0:2,3:5:1:1 --count 300
 
@@ -33,6 +35,9 @@ pub struct InvarianceArgs {
     /// Units as stage:map:row:col, with commas between them [default: of each stage those that respond most selectively].
     #[arg(long, value_delimiter = ',', value_name = "UNITS")]
     units: Vec<UnitName>,
+    /// Also the best unit that `striate evaluate --concept NAME` found. May be repeated.
+    #[arg(long = "detector", value_name = "NAME")]
+    detectors: Vec<String>,
     /// Units of each stage if none are named: those whose mean over the pictures lies most deviations above that over frames.
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     top: u16,
@@ -67,8 +72,16 @@ pub fn run(args: InvarianceArgs, global: Global) -> anyhow::Result<()> {
     let checkpoint = checkpoint::load_latest(&args.run, false)?;
     let of_images =
         || args.images.path.file_stem().map_or("images".into(), |stem| stem.to_string_lossy().into_owned());
+    let identity = checkpoint::identity(&checkpoint::latest_of(&args.run)?)?;
+    let mut units = args.units;
+    if !args.detectors.is_empty() {
+        let evaluated = read_all::<Evaluated>(&args.run.join("evaluate"), "evaluate")?;
+        for detector in &args.detectors {
+            units.push(super::best_of(&evaluated, detector, (&identity, args.kind))?);
+        }
+    }
     let choice = Choice {
-        units: args.units,
+        units,
         top: args.top.into(),
         kind: args.kind,
         count: args.count as usize,
@@ -86,7 +99,6 @@ pub fn run(args: InvarianceArgs, global: Global) -> anyhow::Result<()> {
     let (bar, progress) = global.parts("invariance");
     let images = args.images.to_string();
     let (frames, images) = ((frames.as_path(), &dataset), (images.as_str(), &store));
-    let identity = checkpoint::identity(&checkpoint::latest_of(&args.run)?)?;
     let found = report((&checkpoint, &identity), frames, images, &choice, &out, &progress);
     bar.finish();
     let found = found?;

@@ -11,6 +11,7 @@ macro_rules! say {
 }
 
 mod bench;
+mod compare;
 mod controls;
 mod encode;
 mod evaluate;
@@ -47,11 +48,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use striate::RunConfig;
-use striate::analysis::Progress;
+use striate::analysis::{Progress, UnitName};
 use striate::dataset::Dataset;
 use striate::error::Error;
 use striate::frames::FrameStore;
+use striate::geometry::Kind;
 use striate::network::checkpoint;
+use striate::report::detectors::Evaluated;
 use striate::training::State;
 
 /// Teaches itself to see from unlabelled video, and shows what it learned.
@@ -106,6 +109,7 @@ enum Command {
     Visualize(Box<visualize::VisualizeArgs>),
     Evaluate(Box<evaluate::EvaluateArgs>),
     Controls(Box<controls::ControlsArgs>),
+    Compare(compare::CompareArgs),
     Tuning(tuning::TuningArgs),
     Invariance(Box<invariance::InvarianceArgs>),
     Encode(encode::EncodeArgs),
@@ -148,6 +152,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Visualize(args) => visualize::run(*args, global)?,
         Command::Evaluate(args) => evaluate::run(*args, global)?,
         Command::Controls(args) => return controls::run(*args, global),
+        Command::Compare(args) => compare::run(args, global)?,
         Command::Tuning(args) => tuning::run(args, global)?,
         Command::Invariance(args) => invariance::run(*args, global)?,
         Command::Encode(args) => return encode::run(args, global),
@@ -176,6 +181,18 @@ fn frames_of(run: &Path, named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
         );
     }
     Ok(path)
+}
+
+/// The best unit that `striate evaluate --concept NAME` found for the network of a checkpoint, by values of a kind.
+fn best_of(evaluated: &[Evaluated], name: &str, (identity, kind): (&str, Kind)) -> anyhow::Result<UnitName> {
+    let found = evaluated.iter().find(|one| one.concept == name);
+    let found = found.filter(|one| one.checkpoint == identity).and_then(|one| one.best_by(kind));
+    match found {
+        Some(best) => Ok(best.unit.probe.name()),
+        None => anyhow::bail!(
+            "--detector {name}: no unit of this checkpoint was tested for it by its values {kind}; run `striate evaluate --concept {name}` first"
+        ),
+    }
 }
 
 impl Global {

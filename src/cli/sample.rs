@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::{ArgAction, Args, ValueEnum};
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::Global;
 use striate::frames::{
-    Colour, DropCounts, Filters, Fit, FrameRecord, FrameWriter, InputRecord, Outcome, PictureFormat, Shape,
-    WriterOptions,
+    Colour, DropCounts, Duplicates, Filters, Fit, FrameRecord, FrameStore, FrameWriter, InputRecord, Outcome,
+    Part, PictureFormat, Shape, WriterOptions, quality,
 };
 use striate::sampling::{self, Isolation, Job, TimeLimit, inputs};
 use striate::video::Interlaced;
@@ -63,6 +64,9 @@ pub struct SampleArgs {
     /// Size of the stored pictures.
     #[arg(long, default_value = "200", value_name = "W[xH]", help_heading = WHAT, value_parser = parse_size)]
     size: (u32, u32),
+    /// Look at this part of the upright picture only: left, top, width and height as shares of its own.
+    #[arg(long, value_name = "L,T,W,H", help_heading = WHAT, value_parser = parse_part)]
+    part: Option<Part>,
     /// How a frame gets this shape.
     #[arg(long, value_enum, default_value_t = FitArg::Crop, help_heading = WHAT)]
     fit: FitArg,
@@ -97,6 +101,10 @@ pub struct SampleArgs {
     /// "duplicates": the perceptual hash differs from an earlier frame's in at most so many of 64 bits.
     #[arg(long, value_name = "BITS", default_value_t = Filters::DUPLICATES, help_heading = FILTERS, value_parser = clap::value_parser!(u32).range(0..=16))]
     duplicate_bits: u32,
+    /// Leave out frames that look like a picture of this frame set, tar or folder, by the same measure: the pictures that a
+    /// network will be tested on, say. They are compared as they are stored. May be repeated.
+    #[arg(long, value_name = "PATH", help_heading = FILTERS)]
+    unlike: Vec<PathBuf>,
 
     /// Decode in worker processes, so that a file that crashes the decoder costs that file only.
     #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true,
@@ -131,6 +139,7 @@ const EXAMPLES: &str = "\
 Examples:
   striate sample my-videos/ --out outputs/frames --size 64 --per-video 20
   striate sample 'films/**/*.mkv' --out outputs/keys --keyframes --drop dark,duplicates
+  striate sample pictures/ --out outputs/frames --size 32 --grey --unlike test-pictures/
   find /data -name '*.mp4' -print0 | striate sample --list - --out outputs/frames --every 2s
   striate sample /data --out outputs/part-$SLURM_ARRAY_TASK_ID --shard $SLURM_ARRAY_TASK_ID/100
   striate frames merge outputs/part-* --out outputs/frames
@@ -237,6 +246,18 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     bytes.filter(|&bytes| bytes >= 64_000_000).ok_or("expected at least 64MB, such as 500MB or 2GB".into())
 }
 
+fn parse_part(text: &str) -> Result<Part, String> {
+    let shares: Option<Vec<f64>> = text.split(',').map(|share| share.trim().parse().ok()).collect();
+    // Shares that were rounded may sum up to a little more than 1.
+    let within = |start: f64, share: f64| start >= 0.0 && share >= 0.01 && start + share <= 1.0 + 1e-9;
+    match shares.as_deref() {
+        Some(&[left, top, width, height]) if within(left, width) && within(top, height) => {
+            Ok(Part { left, top, width, height })
+        }
+        _ => Err("expected left,top,width,height inside the picture, such as 0.1,0,0.8,0.8".into()),
+    }
+}
+
 fn parse_shard(text: &str) -> Result<(u64, u64), String> {
     let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
     parts.filter(|(i, n)| i < n).ok_or("expected I/N with I from 0 to N-1, such as 0/4".into())
@@ -315,6 +336,7 @@ impl SampleArgs {
                 InterlacedArg::Keep => Interlaced::Keep,
             },
             shape: Shape {
+                part: self.part.unwrap_or_default(),
                 width: self.size.0,
                 height: self.size.1,
                 fit: match self.fit {
@@ -350,6 +372,9 @@ struct Settings<'a> {
     frames_per_shard: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     shard: Option<String>,
+    /// What frames are to be unlike, and in how many bits at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unlike: Option<(u32, Vec<String>)>,
 }
 
 pub fn run(args: SampleArgs, global: Global) -> anyhow::Result<ExitCode> {
@@ -365,7 +390,10 @@ pub fn run(args: SampleArgs, global: Global) -> anyhow::Result<ExitCode> {
         ..WriterOptions::new(job.format)
     };
     let shard = args.shard.map(|(index, count)| format!("{index}/{count}"));
-    let settings = Settings { job: &job, frames_per_shard: args.frames_per_shard, shard };
+    let (unlike, names) = unlike(&args, &global)?;
+    let unlike_named = unlike.is_some().then_some((args.duplicate_bits, names));
+    let settings =
+        Settings { job: &job, frames_per_shard: args.frames_per_shard, shard, unlike: unlike_named };
     let mut seen = Vec::new();
     let known = |frame: &FrameRecord| {
         let hash = u64::from_str_radix(&frame.metadata.perceptual_hash, 16).unwrap_or(0);
@@ -393,7 +421,7 @@ pub fn run(args: SampleArgs, global: Global) -> anyhow::Result<ExitCode> {
     });
     let workers = args.threads.map(usize::from);
     let workers = workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let options = sampling::Options { workers, isolation };
+    let options = sampling::Options { workers, isolation, unlike };
     let progress = global.progress(inputs.len() as u64, "sample");
     let (mut frames, mut skipped_files) = (0, Vec::new());
     let complete =
@@ -426,6 +454,22 @@ pub fn run(args: SampleArgs, global: Global) -> anyhow::Result<ExitCode> {
         }
     }
     report(&args, global, writer.finish()?, done_before, skipped_files)
+}
+
+/// Hashes of the pictures that frames are to be unlike, and what tells these from others.
+fn unlike(args: &SampleArgs, global: &Global) -> anyhow::Result<(Option<Duplicates>, Vec<String>)> {
+    let mut known = Duplicates::new(args.duplicate_bits);
+    let mut names = Vec::new();
+    for path in &args.unlike {
+        let store = FrameStore::open(path)?;
+        global.warn(store.warnings());
+        let hashes = (0..store.len()).into_par_iter();
+        let hashes = hashes.map(|index| Ok(quality(&store.picture(index)?).perceptual_hash));
+        let hashes = hashes.collect::<striate::Result<Vec<u64>>>()?;
+        hashes.into_iter().for_each(|hash| known.insert(hash, 0));
+        names.push(store.identity());
+    }
+    Ok(((!names.is_empty()).then_some(known), names))
 }
 
 fn report(
@@ -493,6 +537,10 @@ mod tests {
         assert_eq!(["500MB", "2GB", "1GiB"].map(parse_bytes), [500_000_000, 2_000_000_000, 1 << 30].map(Ok));
         for wrong in ["", "2", "1MB", "2TBs", "GB"] {
             assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(parse_part("0.1,0,0.9,1"), Ok(Part { left: 0.1, top: 0.0, width: 0.9, height: 1.0 }));
+        for wrong in ["", "0,0,1", "0.2,0,0.9,1", "0,0,0,1", "-0.1,0,0.5,0.5", "0,nan,1,1", "0,0,1,1,1"] {
+            assert!(parse_part(wrong).is_err(), "{wrong}");
         }
         assert_eq!(parse_shard("2/3"), Ok((2, 3)));
         for wrong in ["3/3", "1", "/", "-1/2", "0/0"] {

@@ -81,6 +81,9 @@ pub struct VisualizeArgs {
     /// Frames shown for each unit.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     top: u16,
+    /// Frames that drive a unit most whose mean is shown; 0 for none.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(0..=1000), value_name = "N")]
+    mean: u16,
     /// Threads. Default: one per core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -139,6 +142,7 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
         optima: args.optima.into(),
         repulsion: args.repulsion,
         top: args.top.into(),
+        mean: args.mean.into(),
         seed: global.seed,
     };
     choice.check(checkpoint.network.stages.len())?;

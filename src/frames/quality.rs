@@ -92,6 +92,8 @@ pub enum Dropped {
     Duplicate,
     /// Nearly the same as an earlier frame of another input.
     DuplicateAcross,
+    /// Nearly the same as a picture that frames were to be unlike.
+    Known,
 }
 
 /// Which frames are left out; by default none.

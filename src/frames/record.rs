@@ -162,6 +162,9 @@ pub struct DropCounts {
     pub duplicate: u64,
     /// Nearly the same as an earlier frame of another input.
     pub duplicate_across: u64,
+    /// Nearly the same as a picture that frames were to be unlike.
+    #[serde(default)]
+    pub known: u64,
 }
 
 impl DropCounts {
@@ -174,6 +177,7 @@ impl DropCounts {
             Dropped::Blurred => &mut self.blurred,
             Dropped::Duplicate => &mut self.duplicate,
             Dropped::DuplicateAcross => &mut self.duplicate_across,
+            Dropped::Known => &mut self.known,
         } += 1;
     }
 
@@ -185,6 +189,7 @@ impl DropCounts {
         self.blurred += other.blurred;
         self.duplicate += other.duplicate;
         self.duplicate_across += other.duplicate_across;
+        self.known += other.known;
     }
 
     /// All reasons together.
@@ -193,7 +198,7 @@ impl DropCounts {
     }
 
     /// Each reason in words with its count.
-    pub fn named(&self) -> [(&'static str, u64); 6] {
+    pub fn named(&self) -> [(&'static str, u64); 7] {
         [
             ("too small", self.small),
             ("dark", self.dark),
@@ -201,6 +206,7 @@ impl DropCounts {
             ("blurred", self.blurred),
             ("duplicate in its video", self.duplicate),
             ("duplicate of another video", self.duplicate_across),
+            ("like a picture of --unlike", self.known),
         ]
     }
 }
@@ -252,5 +258,6 @@ pub const INPUT_COLUMNS: &[Column] = &[
     Column::new("dropped/blurred", Kind::Count),
     Column::new("dropped/duplicate", Kind::Count),
     Column::new("dropped/duplicate_across", Kind::Count),
+    Column::new("dropped/known", Kind::Count),
     Column::new("seconds_spent", Kind::Real),
 ];

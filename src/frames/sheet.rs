@@ -6,7 +6,7 @@ use image::{DynamicImage, Rgb, RgbImage};
 use rayon::prelude::*;
 
 use super::store::FrameStore;
-use super::{Colour, Fit, Shape, fit};
+use super::{Colour, Fit, Part, Shape, fit};
 use crate::error::Result;
 
 const BACKGROUND: Rgb<u8> = Rgb([24, 24, 27]);
@@ -78,7 +78,8 @@ fn tile(store: &FrameStore, number: usize, side: u32) -> (RgbImage, Option<Strin
                 .min(f64::from(side) / f64::from(picture.height()));
             let scaled = |length: u32| ((f64::from(length) * factor).round() as u32).clamp(1, side);
             let (width, height) = (scaled(picture.width()), scaled(picture.height()));
-            let shape = Shape { width, height, fit: Fit::Stretch, colour: Colour::Rgb };
+            let part = Part::default();
+            let shape = Shape { part, width, height, fit: Fit::Stretch, colour: Colour::Rgb };
             // Stretching draws no random numbers.
             let fitted = fit(&picture, &shape, &mut crate::rng::stream(0, "sheet", 0)).image;
             if let DynamicImage::ImageRgb8(fitted) = fitted {

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::detectors::{self, Evaluated};
 use super::figure::significant;
-use super::gallery::{Gallery, Norm, StimulusPage, TopFrame, UnitPage};
+use super::gallery::{Gallery, MeanFrame, Norm, StimulusPage, TopFrame, UnitPage};
 use super::{invariance, tuning};
 use crate::analysis::UnitName;
 use crate::analysis::detector::Histogram;
@@ -97,11 +97,19 @@ struct Row {
 #[derive(Serialize)]
 pub struct Page {
     stimuli: Vec<StimulusShown>,
+    mean: Option<MeanShown>,
     bottom: Row,
     over_frames: Statistics,
     detectors: Vec<DetectorShown>,
     tunings: Vec<TuningShown>,
     invariances: Vec<InvarianceShown>,
+}
+
+/// The mean of a unit's top frames.
+#[derive(Serialize)]
+struct MeanShown {
+    frames: usize,
+    picture: String,
 }
 
 #[derive(Serialize)]
@@ -312,7 +320,12 @@ impl Findings {
                 enhanced: s.enhanced.clone(),
             })
         };
+        let mean = |mean: &MeanFrame| -> Result<MeanShown> {
+            let picture = self.address(&mean.picture, Format::Exact, pictures)?;
+            Ok(MeanShown { frames: mean.frames, picture })
+        };
         Ok(Page {
+            mean: unit.mean.as_ref().map(mean).transpose()?,
             stimuli: unit.stimuli.iter().map(stimulus).collect::<Result<_>>()?,
             bottom: self.row(&unit.bottom_picture, &unit.bottom, pictures)?,
             over_frames: unit.over_frames,

@@ -61,6 +61,8 @@ pub struct Choice {
     pub repulsion: f32,
     /// Frames shown for each unit.
     pub top: usize,
+    /// Of so many top frames the mean is shown; 0 for none.
+    pub mean: usize,
     /// Seed of the noise.
     pub seed: u64,
 }
@@ -159,6 +161,8 @@ pub struct UnitPage {
     pub top: Vec<TopFrame>,
     /// PNG of those frames in a row, relative to the folder.
     pub top_picture: PathBuf,
+    /// The mean of the frames that drive it most, if it was asked for.
+    pub mean: Option<MeanFrame>,
     /// The frames with its lowest values, from the lowest.
     pub bottom: Vec<TopFrame>,
     /// PNG of those.
@@ -209,6 +213,15 @@ impl StimulusPage {
     pub fn gain(&self) -> Option<f32> {
         Some(self.sign.factor() * (self.value? - self.best_frame_value?))
     }
+}
+
+/// The mean of the frames that drive a unit most.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MeanFrame {
+    /// Of so many.
+    pub frames: usize,
+    /// The mean, each frame's own mean and contrast removed, between black and white.
+    pub picture: PathBuf,
 }
 
 /// One of the frames that drive a unit most.

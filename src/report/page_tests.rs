@@ -10,7 +10,7 @@ use crate::geometry::Kind;
 use crate::network::Unit;
 use crate::network::checkpoint::{identity, latest};
 use crate::picture::save_png;
-use crate::report::gallery::{Choice, Gallery, Norm, StimulusPage, TopFrame, UnitPage};
+use crate::report::gallery::{Choice, Gallery, MeanFrame, Norm, StimulusPage, TopFrame, UnitPage};
 use crate::training::FramesUsed;
 
 const HOSTILE: &str = "<script>alert(\"&'\")</script>";
@@ -79,6 +79,7 @@ fn visualized(run: &Path) {
         stimuli: vec![stimulus(flat)],
         top: vec![TopFrame { key: HOSTILE.into(), value: 2.5 }],
         top_picture: "top.png".into(),
+        mean: Some(MeanFrame { frames: 1, picture: "top.png".into() }),
         bottom: vec![TopFrame { key: "dull".into(), value: -1.5 }],
         bottom_picture: "bottom.png".into(),
         over_frames: Statistics { mean: 0.5, deviation: 0.25, skewness: 1.0, kurtosis: 12.345678 },
@@ -102,6 +103,7 @@ fn visualized(run: &Path) {
             optima: 1,
             repulsion: 0.5,
             top: 1,
+            mean: 1,
             seed: 0,
         },
         frames: HOSTILE.into(),

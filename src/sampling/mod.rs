@@ -176,6 +176,8 @@ pub struct Options {
     pub workers: usize,
     /// Worker processes and their limits; without, inputs are sampled by threads of this process.
     pub isolation: Option<Isolation>,
+    /// Hashes of pictures: frames that look like one of them are left out.
+    pub unlike: Option<Duplicates>,
 }
 
 /// Samples all `inputs` that are not in the set yet, in their order; `observe` sees each when it is written.
@@ -215,8 +217,17 @@ pub fn run(
             let video = stable_hash(key.as_bytes());
             let skipped = done.findings.problem.is_some();
             let mut keep = vec![!skipped; done.spool.frames().len()];
-            if let Some(duplicates) = duplicates.as_mut().filter(|_| !skipped) {
+            if let Some(unlike) = options.unlike.as_ref().filter(|_| !skipped) {
                 for (keep, frame) in keep.iter_mut().zip(done.spool.frames()) {
+                    if unlike.find(frame.perceptual_hash, 0).is_some() {
+                        *keep = false;
+                        dropped.add(Dropped::Known);
+                    }
+                }
+            }
+            if let Some(duplicates) = duplicates.as_mut().filter(|_| !skipped) {
+                let kept = keep.iter_mut().zip(done.spool.frames()).filter(|(keep, _)| **keep);
+                for (keep, frame) in kept {
                     match duplicates.find(frame.perceptual_hash, video) {
                         Some(other) => {
                             *keep = false;

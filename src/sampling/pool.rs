@@ -490,6 +490,7 @@ mod tests {
             streams: crate::video::sampler::Streams::Best,
             interlaced: crate::video::Interlaced::Field,
             shape: crate::frames::Shape {
+                part: Default::default(),
                 width: 8,
                 height: 8,
                 fit: crate::frames::Fit::Crop,
@@ -520,7 +521,7 @@ mod tests {
     #[test]
     fn a_worker_that_crashes_hangs_or_answers_nonsense_costs_the_file_and_no_other() {
         // Findings of a file that is fine, as the protocol has them: a tag, a length, JSON.
-        let fine = r#"{"problem":null,"codec":"x","damage":null,"dropped":{"small":0,"dark":0,"uniform":0,"blurred":0,"duplicate":0,"duplicate_across":0}}"#;
+        let fine = r#"{"problem":null,"codec":"x","damage":null,"dropped":{"small":0,"dark":0,"uniform":0,"blurred":0,"duplicate":0,"duplicate_across":0,"known":0}}"#;
         let length = format!("\\{:03o}\\{:03o}\\0\\0", fine.len() % 256, fine.len() / 256);
         let done = format!(r"printf '\002{length}%s' '{fine}'");
         assert_eq!(by_script(&format!("while read file; do {done}; done")), ["ok", "ok"]);

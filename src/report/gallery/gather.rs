@@ -16,7 +16,7 @@ use crate::picture::spread;
 
 /// What was found of a unit.
 pub(super) struct Gathered {
-    /// The frames that drive it most, and least.
+    /// The frames that drive it most, as many as are shown or averaged, and least.
     pub(super) top: Vec<Answer>,
     pub(super) bottom: Vec<Answer>,
     pub(super) over_frames: Statistics,
@@ -42,8 +42,9 @@ impl Gathering<'_> {
         let at = (stage, choice.kind);
         let ranked = |ranking| top_frames(network, inputs, at, units, ranking, |n| progress.add(n));
         progress.begin(&format!("{what}: frames"), 3 * inputs.len());
-        let as_they_are = |sign| ranked(Ranking { sign, norm: None, keep: choice.top });
-        let tops = as_they_are(Sign::Positive).into_iter().zip(as_they_are(Sign::Negative));
+        let as_they_are = |sign, keep| ranked(Ranking { sign, norm: None, keep });
+        let tops = as_they_are(Sign::Positive, choice.top.max(choice.mean));
+        let tops = tops.into_iter().zip(as_they_are(Sign::Negative, choice.top));
         let over_frames = statistics(network, inputs, at, units, |n| progress.add(n));
         let signatures = signatures(network, inputs, at, units);
         let mut gathered: Vec<Gathered> = tops

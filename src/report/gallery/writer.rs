@@ -7,7 +7,7 @@ use image::RgbImage;
 use ndarray::Array3;
 
 use super::gather::{Found, Gathered};
-use super::{Choice, SHEET_UNITS, StimulusPage, TopFrame, UnitPage};
+use super::{Choice, MeanFrame, SHEET_UNITS, StimulusPage, TopFrame, UnitPage};
 use crate::analysis::stimulus::{Sign, Stimulus, why_flat};
 use crate::analysis::top::Answer;
 use crate::dataset::Dataset;
@@ -28,7 +28,7 @@ pub(super) struct Writer<'a> {
 
 impl Writer<'_> {
     pub(super) fn page(&mut self, stage: usize, unit: Unit, gathered: Gathered) -> Result<UnitPage> {
-        let Gathered { top, bottom, over_frames, signature, stimuli: found } = gathered;
+        let Gathered { mut top, bottom, over_frames, signature, stimuli: found } = gathered;
         let name = format!("map{:03}-row{:02}-col{:02}", unit.map, unit.row, unit.col);
         let folder = PathBuf::from(format!("stage{}", stage + 1));
         let full = self.folder.join(&folder);
@@ -50,6 +50,10 @@ impl Writer<'_> {
             save_png(&grid(&tiles, tiles.len(), 1), &self.folder.join(&path))?;
             Ok((tiles, path))
         };
+        let mean = top.get(..self.choice.mean.min(top.len())).filter(|frames| !frames.is_empty());
+        let mean =
+            mean.map(|frames| self.mean_of(frames, &folder.join(format!("{name}-mean.png")))).transpose()?;
+        top.truncate(self.choice.top);
         let (tiles, top_picture) = row_of(&top, "top")?;
         let (_, bottom_picture) = row_of(&bottom, "bottom")?;
         self.sheet.extend(tiles);
@@ -63,11 +67,31 @@ impl Writer<'_> {
             stimuli,
             top,
             top_picture,
+            mean,
             bottom,
             bottom_picture,
             over_frames,
             signature,
         })
+    }
+
+    /// Writes the mean of frames, each with its own mean and contrast removed, stretched from black to white.
+    fn mean_of(&self, frames: &[Answer], path: &Path) -> Result<MeanFrame> {
+        let shape = self.dataset.shape;
+        let mut sum = vec![0f64; shape.len()];
+        for answer in frames {
+            let pixels = self.dataset.pixels(answer.frame);
+            let count = pixels.len() as f64;
+            let mean = pixels.iter().map(|&v| f64::from(v)).sum::<f64>() / count;
+            let variance = pixels.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / count;
+            let contrast = variance.sqrt().max(1.0);
+            sum.iter_mut().zip(pixels.iter()).for_each(|(sum, &v)| *sum += (f64::from(v) - mean) / contrast);
+        }
+        let (least, most) = sum.iter().fold((f64::MAX, f64::MIN), |(a, b), &v| (a.min(v), b.max(v)));
+        let range = (most - least).max(1e-9);
+        let pixels: Vec<u8> = sum.iter().map(|v| (255.0 * (v - least) / range).round() as u8).collect();
+        save_png(&pixel_tile(&pixels, shape.channels, shape.rows, shape.cols), &self.folder.join(path))?;
+        Ok(MeanFrame { frames: frames.len(), picture: path.into() })
     }
 
     /// Tiles of a row that stimuli take: each as pixels and as the network sees it.
