@@ -297,6 +297,22 @@ fn controls_are_those_of_evaluate_and_do_not_depend_on_memory_or_interruptions()
         "{text}"
     );
     assert_eq!(snapshot(&dir.join("run/controls")), before);
+    // Several runs in one table; here the same one twice, so that nothing is spread.
+    let compared = json(dir, "compare run run --concept first");
+    let lines = compared["concepts"][0]["rows"].as_array().unwrap();
+    assert_eq!(lines.len(), 11);
+    let top = number(&row("top-stage")["accuracy"]);
+    for (line, row) in lines.iter().zip(&found) {
+        let accuracy = number(&row["accuracy"]);
+        assert_eq!((number(&line["mean"]), number(&line["worst"])), (accuracy, accuracy));
+        assert_eq!((&line["control"], number(&line["deviation"])), (&row["control"], 0.0));
+        let margin = line["margin"].as_f64();
+        assert!(margin.is_none_or(|margin| (margin - (top - accuracy)).abs() < 1e-12), "{line}");
+        assert_eq!(margin.is_none(), row["control"] == "top-stage");
+    }
+    assert!(done(dir, "compare run --concept first").contains("| best of | paper | mean |"));
+    let nothing = run(dir, "compare run --concept nothing");
+    assert!(!nothing.status.success() && text(&nothing.stderr).contains("of `nothing`"));
     let other = json(dir, &format!("controls run {sets} {filters} --control without-lcn --share 0.5"));
     assert_eq!(
         (count(&other["rows"]), &other["positives"], &other["negatives"]),

@@ -386,3 +386,54 @@ fn a_file_that_takes_too_long_or_too_much_memory_costs_that_file_only() {
     let (code, words, frames) = run("together", &["--isolate=false"]);
     assert_eq!((code, frames), (Some(0), 2), "{words}");
 }
+
+/// Patches of random greys with soft borders.
+fn scene(seed: u64) -> image::DynamicImage {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    let patches = image::GrayImage::from_fn(12, 9, |_, _| image::Luma([rng.random()]));
+    image::DynamicImage::from(patches).resize_exact(120, 90, image::imageops::FilterType::CatmullRom)
+}
+
+#[test]
+fn frames_like_given_pictures_are_left_out_and_the_rest_is_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    for name in ["pictures", "tests"] {
+        fs::create_dir(path(name)).unwrap();
+    }
+    for seed in 0..6 {
+        scene(seed).save(path(&format!("pictures/{seed}.png"))).unwrap();
+    }
+    // Two of them in another size and format, of lower contrast, and one that is not among them. Only their middles are looked at.
+    for seed in [1, 4, 77] {
+        let larger = scene(seed).resize_exact(240, 180, image::imageops::FilterType::CatmullRom);
+        let dull = image::DynamicImage::from(image::imageops::contrast(&larger.to_luma8(), -15.0));
+        dull.save(path(&format!("tests/{seed}.jpg"))).unwrap();
+    }
+    let common = ["--size", "32", "--grey", "--part", "0.1,0.1,0.8,0.8"];
+    let run = |inputs: &str, out: &str, more: &[&str]| {
+        sample(&[&[inputs, "--out", out, "--json"], &common[..], more].concat())
+    };
+    assert!(run(&path("tests"), &path("t"), &[]).status.success());
+    let done = run(&path("pictures"), &path("f"), &["--unlike", &path("t")]);
+    let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!((&report["frames"], &report["dropped"]["known"]), (&4.into(), &2.into()), "{report}");
+
+    let program = assert_cmd::cargo::cargo_bin!("striate");
+    let listed = Command::new(program).args(["frames", "list", &path("f")]).output().unwrap();
+    let listed = text(&listed.stdout);
+    let names: Vec<&str> = listed.lines().skip(1).map(|line| line.split(',').nth(1).unwrap()).collect();
+    assert_eq!(names, ["0.png", "2.png", "3.png", "5.png"], "{listed}");
+    let store = FrameStore::open(path("f").as_ref()).unwrap();
+    let crop = &store.metadata(0).unwrap().unwrap()["crop"];
+    let cut = ["left", "top", "width", "height"].map(|side| crop[side].as_f64().unwrap());
+    // The square in the middle of four fifths of 120x90.
+    assert!(cut.iter().zip([24.0, 9.0, 72.0, 72.0]).all(|(a, b)| (a - b).abs() < 1e-9), "{cut:?}");
+
+    // Again it is the same set; unlike other pictures it would be another.
+    assert!(run(&path("pictures"), &path("f"), &["--unlike", &path("t")]).status.success());
+    let other = run(&path("pictures"), &path("f"), &["--unlike", &path("tests")]);
+    assert!(!other.status.success() && text(&other.stderr).contains("unlike"), "{}", text(&other.stderr));
+    let wrong = run(&path("pictures"), &path("g"), &["--unlike", &path("nowhere")]);
+    assert_eq!((wrong.status.code(), text(&wrong.stderr).contains("nowhere")), (Some(1), true));
+}
