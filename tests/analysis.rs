@@ -311,8 +311,8 @@ fn controls_are_those_of_evaluate_and_do_not_depend_on_memory_or_interruptions()
         assert_eq!(margin.is_none(), row["control"] == "top-stage");
     }
     assert!(done(dir, "compare run --concept first").contains("| best of | paper | mean |"));
-    let nothing = run(dir, "compare run --concept nothing");
-    assert!(!nothing.status.success() && text(&nothing.stderr).contains("of `nothing`"));
+    let nothing = common::run(dir, "compare run --concept nothing");
+    assert!(!nothing.status.success() && common::text(&nothing.stderr).contains("of `nothing`"));
     let other = json(dir, &format!("controls run {sets} {filters} --control without-lcn --share 0.5"));
     assert_eq!(
         (count(&other["rows"]), &other["positives"], &other["negatives"]),
