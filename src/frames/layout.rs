@@ -20,7 +20,7 @@ pub(super) const INPUT_TABLE: &str = "inputs.parquet";
 /// What is done: a line per input, and one per commit.
 pub(super) const JOURNAL: &str = "journal.jsonl";
 /// Version of the layout that is written here.
-pub(super) const FORMAT_VERSION: u32 = 3;
+pub(super) const FORMAT_VERSION: u32 = 2;
 
 /// What a frame set holds; also the content of its `frames.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

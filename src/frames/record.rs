@@ -258,6 +258,7 @@ pub const INPUT_COLUMNS: &[Column] = &[
     Column::new("dropped/blurred", Kind::Count),
     Column::new("dropped/duplicate", Kind::Count),
     Column::new("dropped/duplicate_across", Kind::Count),
-    Column::new("dropped/known", Kind::Count),
+    // Sets made before it existed lack it.
+    Column::optional("dropped/known", Kind::Count),
     Column::new("seconds_spent", Kind::Real),
 ];

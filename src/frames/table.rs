@@ -212,7 +212,7 @@ impl TableReader {
     /// The records of a row group, with the fields that `columns` lists and no others.
     ///
     /// # Errors
-    /// If a column is missing, of another type, or damaged, or the records are no `T`.
+    /// If a column that is not optional is missing, one is of another type, or damaged, or the records are no `T`.
     pub fn read<T: DeserializeOwned>(&self, group: usize, columns: &[Column]) -> Result<Vec<T>> {
         let values = self.read_group(group, columns)?;
         let records = values.into_iter().map(serde_json::from_value).collect::<Result<_, _>>();
@@ -230,7 +230,11 @@ impl TableReader {
             let missing =
                 || Error::bad_file(&self.path, format!("has no column `{name}` of {:?}", column.kind));
             let index = (0..schema.num_columns()).find(|&i| schema.column(i).name() == name);
-            let index = index.ok_or_else(missing)?;
+            let index = match index {
+                Some(index) => index,
+                None if column.optional => continue,
+                None => return Err(missing()),
+            };
             let reader = group.get_column_reader(index).map_err(failed())?;
             // A column that is not optional has no levels: then all are present.
             let mut levels: Vec<i16> = Vec::new();
@@ -367,6 +371,10 @@ mod tests {
         let mistaken = [Column::new("pts", Kind::Text)];
         let error = reader.read::<Value>(0, &mistaken).unwrap_err().to_string();
         assert!(error.contains("x.parquet") && error.contains("`pts`"), "{error}");
+        // A file from before a column was thought of.
+        let newer = [Column::new("pts", Kind::Int), Column::optional("later", Kind::Count)];
+        assert_eq!(reader.read::<Value>(0, &newer).unwrap()[7], serde_json::json!({ "pts": -7 }));
+        assert!(reader.read::<Value>(0, &[Column::new("later", Kind::Count)]).is_err());
     }
 
     #[test]
