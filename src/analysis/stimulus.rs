@@ -25,7 +25,7 @@ use crate::network::{Crop, Network, Unit, Weights, Workspace};
 use crate::rng;
 use climb::{Climber, Limits, dot};
 pub use climb::{Ended, Method};
-use view::Canvas;
+use view::{Canvas, moves};
 pub use view::{Parameters, View};
 
 /// How to search.
@@ -160,7 +160,8 @@ pub fn preferred_stimuli(
         let unit = requests[numbers[0]].unit;
         let crop = Crop::new(network, stage, kind, unit.row, unit.col);
         let canvas = Canvas::new(search.view, whitening, &crop.picture);
-        let piece = Piece { crop: &crop, canvas: &canvas, stage, kind, search, requests };
+        let moves = moves(&crop.picture, input.channels, search.view.moves);
+        let piece = Piece { crop: &crop, canvas: &canvas, moves: &moves, stage, kind, search, requests };
         let found = piece.run(numbers);
         progress(numbers.len());
         numbers.iter().copied().zip(found).collect::<Vec<_>>()
@@ -174,10 +175,22 @@ pub fn preferred_stimuli(
 struct Piece<'a> {
     crop: &'a Crop,
     canvas: &'a Canvas<'a>,
+    /// See [`moves`]; one, which changes nothing, if only the unit's own value counts.
+    moves: &'a [Vec<usize>],
     stage: usize,
     kind: Kind,
     search: &'a Search,
     requests: &'a [Request],
+}
+
+/// What the lanes' units answer.
+struct Asked {
+    /// Their values.
+    values: Vec<f32>,
+    /// What is climbed: the values, or their means over moves.
+    means: Vec<f32>,
+    /// Gradients of that, a row for each lane.
+    gradient: Array2<f32>,
 }
 
 /// A search in its lane.
@@ -268,7 +281,7 @@ impl<'a> Piece<'a> {
             let rows = pixels.outer_iter_mut().zip(&sizes);
             rows.for_each(|(mut row, &size)| row.iter_mut().for_each(|p| *p *= size as f32));
         }
-        let (values, mut gradient) = self.ask(lanes, &input, work);
+        let Asked { values, means, mut gradient } = self.ask_moved(lanes, &input, work);
 
         let mut of_pixels = pixels.as_ref().map(|pixels| Array2::zeros(pixels.dim()));
         let mut told = Vec::with_capacity(lanes.len());
@@ -282,7 +295,7 @@ impl<'a> Piece<'a> {
                 (lane.scale, lane.start_value) = (steep.max(f64::MIN_POSITIVE), values[number]);
             }
             let sign = f64::from(lane.request.sign.factor());
-            let mut objective = sign * f64::from(values[number]) / lane.scale;
+            let mut objective = sign * f64::from(means[number]) / lane.scale;
             g.iter_mut().for_each(|g| *g = (sign * f64::from(*g) / lane.scale) as f32);
             for found in &lane.found {
                 let (repulsion, square) = (f64::from(lane.request.repulsion), norm * norm);
@@ -318,6 +331,32 @@ impl<'a> Piece<'a> {
                 lane.best = (values[number], input.row(number).to_vec(), pixels);
             }
         }
+    }
+
+    /// The same as [`ask`](Self::ask) for the rows of `input` moved in all ways, and the mean.
+    fn ask_moved(&self, lanes: &[Lane], input: &Array2<f32>, work: &mut Workspace) -> Asked {
+        if let [_] = self.moves {
+            let (values, gradient) = self.ask(lanes, input, work);
+            return Asked { means: values.clone(), values, gradient };
+        }
+        let share = 1.0 / self.moves.len() as f32;
+        let (mut values, mut means) = (Vec::new(), vec![0.0; lanes.len()]);
+        let (mut gradient, mut moved) = (Array2::zeros(input.dim()), Array2::zeros(input.dim()));
+        for (number, from) in self.moves.iter().enumerate() {
+            for (mut to, row) in moved.outer_iter_mut().zip(input.outer_iter()) {
+                to.iter_mut().zip(from).for_each(|(to, &from)| *to = row[from]);
+            }
+            let (of_moved, back) = self.ask(lanes, &moved, work);
+            means.iter_mut().zip(&of_moved).for_each(|(mean, value)| *mean += share * value);
+            for (mut to, row) in gradient.outer_iter_mut().zip(back.outer_iter()) {
+                row.iter().zip(from).for_each(|(g, &from)| to[from] += share * g);
+            }
+            // The one in the middle stays where it is.
+            if number == self.moves.len() / 2 {
+                values = of_moved;
+            }
+        }
+        Asked { values, means, gradient }
     }
 
     /// Values of the lanes' units for the rows of `input`, and gradients.

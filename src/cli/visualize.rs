@@ -24,12 +24,12 @@ Examples:
   striate visualize outputs/run --stage 3 --units all --frames other-frames/
   striate visualize outputs/run --norm 1 --norm natural --evaluations 500
   striate visualize outputs/run --stage 3 --positive-only --optima 4
-  striate visualize outputs/run --norm natural --parameters fourier --total-variation 0.3
+  striate visualize outputs/run --stage 3 --norm natural --parameters fourier --moves 2 --out outputs/faces   # shapes
 
 Writes RUN/visualize: filters-encoder.png, a sheet stageN.png with a row for each unit, up to 512 (stimuli, then top frames),
-a folder of pictures for each stage, and units.json. What an earlier call wrote
-there is replaced; after an interruption the same command goes on with the stages that are left. Pictures made with --parameters, --total-variation or --pixel-box are easier to look at but not what the
-unit prefers most: their metadata and captions say so.")]
+a folder of pictures for each stage, and units.json. What an earlier call wrote there is replaced; after an interruption the same
+command goes on with the stages that are left. Pictures made with --parameters, --moves, --total-variation or --pixel-box are easier to
+look at but not what the unit prefers most: their metadata and captions say so.")]
 pub struct VisualizeArgs {
     /// Run folder of `striate train`.
     run: PathBuf,
@@ -78,12 +78,19 @@ pub struct VisualizeArgs {
     /// Charge for pixels further than this many contrasts from the mean; 0 for none; needs pixels or fourier.
     #[arg(long, default_value_t = 0.0, value_parser = not_negative, value_name = "CONTRASTS", help_heading = "Enhanced views")]
     pixel_box: f32,
+    /// Look for the largest mean value while what the unit sees is moved by up to so many pixels each way; 0 for the value itself.
+    /// 2 takes 25 times as long, and shows shapes instead of single pixels.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=8), help_heading = "Enhanced views", value_name = "PIXELS")]
+    moves: u8,
     /// Frames shown for each unit.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     top: u16,
     /// Frames that drive a unit most whose mean is shown; 0 for none.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(0..=1000), value_name = "N")]
     mean: u16,
+    /// Folder for the pictures; the report shows those in RUN/visualize [default: RUN/visualize].
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
     /// Threads. Default: one per core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -136,6 +143,7 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
             parameters: args.parameters,
             total_variation: args.total_variation,
             pixel_box: args.pixel_box,
+            moves: args.moves.into(),
         },
         restarts: args.restarts.into(),
         from_frames: args.from_frames.into(),
@@ -149,7 +157,7 @@ pub fn run(args: VisualizeArgs, global: Global) -> anyhow::Result<()> {
     let frames = super::frames_of(&args.run, args.frames)?;
     let dataset = global.pictures(&FrameStore::open(&frames)?, &args.run, &checkpoint.config)?;
     let (bar, progress) = global.parts("visualize");
-    let out = args.run.join("visualize");
+    let out = args.out.unwrap_or_else(|| args.run.join("visualize"));
     if out.join("units.json").exists() {
         say!("note: {} will be replaced when the new pictures are complete", out.display());
     }

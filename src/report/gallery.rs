@@ -73,7 +73,7 @@ impl Choice {
     /// # Errors
     /// Names the flag.
     pub fn check(&self, count: usize) -> Result<Vec<usize>> {
-        let View { parameters, total_variation, pixel_box } = self.view;
+        let View { parameters, total_variation, pixel_box, .. } = self.view;
         for (key, charge) in [("--total-variation", total_variation), ("--pixel-box", pixel_box)] {
             if charge > 0.0 && parameters == Parameters::Input {
                 let (key, got) = (key.into(), charge.to_string());

@@ -74,6 +74,37 @@ fn a_filter_prefers_itself_from_every_start() {
     assert!(found.value < -0.999 * 2.5 * length, "{} of {}", found.value, -2.5 * length);
 }
 
+/// The mean of a linear unit over moves is linear too: its best picture is the mean of the moved filters.
+#[test]
+fn over_moves_a_filter_prefers_the_mean_of_itself_moved() {
+    let network = network(POOLED);
+    let unit = Unit { map: 1, row: 2, col: 1 };
+    let filter = network.stages[0].filter(Weights::Encoder, unit);
+    let mirrored = |at: usize, by: isize| match at as isize + by {
+        -1 => 1,
+        6 => 4,
+        inside => inside as usize,
+    };
+    let mut mean = Array3::<f32>::zeros((1, 6, 6));
+    for (down, right) in (-1..=1).flat_map(|down| (-1..=1).map(move |right| (down, right))) {
+        for ((channel, y, x), w) in filter.indexed_iter() {
+            mean[[channel, mirrored(y, down), mirrored(x, right)]] += w / 9.0;
+        }
+    }
+    let length = |picture: &Array3<f32>| picture.iter().map(|w| w * w).sum::<f32>().sqrt();
+    let view = View { moves: 1, ..View::default() };
+    let requests: Vec<_> = noise(&network, 4).into_iter().map(|start| Request::new(unit, start)).collect();
+    for found in search(&network, (0, Kind::A), &requests, &Search { view, ..Search::new(2.5) }) {
+        let seen = found.image.slice(s![.., 2..8, 1..7]).to_owned();
+        let cosine = (&seen * &mean).sum() / (2.5 * length(&mean));
+        assert!(cosine > 0.999, "cosine {cosine}");
+        // The value told is that where nothing is moved.
+        let value = (&seen * &filter).sum();
+        assert!((found.value - value).abs() < 1e-4 * value.abs().max(1.0), "{} {value}", found.value);
+    }
+    assert!(view.label().unwrap().contains("moves of up to 1"));
+}
+
 /// `h² - ε` is a quadratic form of the filters in its window: the maximum is its largest singular value.
 #[test]
 fn a_pooled_unit_reaches_the_largest_singular_value_of_its_filters() {

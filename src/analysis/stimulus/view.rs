@@ -36,6 +36,10 @@ pub struct View {
     pub total_variation: f32,
     /// Pixels are charged for what they are beyond this many units of a picture's contrast from its mean; 0 for no bound.
     pub pixel_box: f32,
+    /// The mean of the unit's values is looked for while what it sees is moved by up to so many pixels each way, mirrored at its
+    /// borders; 0 for the value itself. What is left is what does not depend on the place of each pixel.
+    #[serde(default)]
+    pub moves: usize,
 }
 
 impl View {
@@ -61,8 +65,36 @@ impl View {
         if self.pixel_box > 0.0 {
             label += &format!(", pixels kept within {} contrasts", self.pixel_box);
         }
+        if self.moves > 0 {
+            label += &format!(", mean over moves of up to {} pixels", self.moves);
+        }
         Some(label)
     }
+}
+
+/// What the crop sees, moved: for each of its values, the place of the value that takes its place.
+pub(super) fn moves(crop: &Part, channels: usize, most: usize) -> Vec<Vec<usize>> {
+    let (rows, cols) = (crop.rows.len(), crop.cols.len());
+    let mirrored = |at: usize, by: usize, len: usize| {
+        // `by` counts from `most` places back.
+        let last = len as isize - 1;
+        let at = (at + by) as isize - most as isize;
+        let at = if at < 0 {
+            -at
+        } else if at > last {
+            2 * last - at
+        } else {
+            at
+        };
+        at.clamp(0, last) as usize
+    };
+    let way = |(down, right): (usize, usize)| {
+        let places = (0..rows).flat_map(|y| (0..cols).map(move |x| (y, x)));
+        let from = places.map(|(y, x)| mirrored(y, down, rows) * cols + mirrored(x, right, cols));
+        from.flat_map(|place| (0..channels).map(move |c| place * channels + c)).collect()
+    };
+    let ways = (0..=2 * most).flat_map(|down| (0..=2 * most).map(move |right| (down, right)));
+    ways.map(way).collect()
 }
 
 /// Turns parameters into what a crop of the network sees, and gradients back. Rows of the arrays are searches.
@@ -302,7 +334,7 @@ mod tests {
     #[test]
     fn charges_meet_central_differences_and_a_flat_picture_costs_nothing() {
         let whitening = whitening();
-        let view = View { parameters: Parameters::Pixels, total_variation: 0.7, pixel_box: 0.8 };
+        let view = View { parameters: Parameters::Pixels, total_variation: 0.7, pixel_box: 0.8, moves: 0 };
         let canvas = Canvas::new(view, &whitening, &Part { rows: 0..7, cols: 0..9 });
         let pixels = drawn((1, 189), 4).into_raw_vec_and_offset().0;
         let mut gradient = vec![0.0; 189];
