@@ -463,7 +463,8 @@ impl Comparison<'_> {
             checkpoint: self.identity.to_owned(),
         };
         let path = self.file(&format!("autoencoder-{depth}.safetensors"))?;
-        let mut net = Autoencoder::load(&path, &plan)?.unwrap_or_else(|| Autoencoder::new(plan));
+        let cpu = self.checkpoint.network.cpu;
+        let mut net = Autoencoder::load(cpu, &path, &plan)?.unwrap_or_else(|| Autoencoder::new(cpu, plan));
         let frames = Inputs::new(&dataset, whitening, budget());
         let mut shuffle = Shuffle::new(net.plan.seed, from.len(), batch);
         let (mut indices, mut saved) = (Vec::new(), Instant::now());

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::model;
 use crate::error::Result;
+use crate::kernels::{Cpu, Kernel, Simd};
 use crate::rng;
 
 /// Adam's step; of the many that work the usual one.
@@ -24,8 +25,11 @@ const RATE: f64 = 1e-3;
 const DECAY: (f64, f64) = (0.9, 0.999);
 const ROUNDING: f64 = 1e-8;
 
-/// Parts of a minibatch that threads share out.
-const PARTS: usize = 4;
+/// Pictures of a minibatch that a thread takes at a time.
+const PICTURES: usize = 48;
+
+/// Weights whose gradient a thread makes at a time, about: few enough to stay in its cache until they have moved.
+const WEIGHTS: usize = 1 << 15;
 
 /// What an autoencoder is made from. One that lies on the disk is used, or gone on with, only if all of it is the same.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,9 +90,46 @@ struct Layer {
     square: Vec<f32>,
 }
 
+/// Some rows of it.
+struct Part<'a> {
+    weights: &'a mut [f32],
+    mean: &'a mut [f32],
+    square: &'a mut [f32],
+}
+
 impl Layer {
-    fn parts(&self) -> [(&'static str, &Vec<f32>); 3] {
+    /// All of it in parts of so many weights.
+    fn parts_of(&mut self, len: usize) -> impl IndexedParallelIterator<Item = Part<'_>> {
+        let [weights, mean, square] =
+            [&mut self.weights, &mut self.mean, &mut self.square].map(|values| values.par_chunks_mut(len));
+        weights.zip(mean).zip(square).map(|((weights, mean), square)| Part { weights, mean, square })
+    }
+
+    fn tensors(&self) -> [(&'static str, &Vec<f32>); 3] {
         [("weights", &self.weights), ("mean", &self.mean), ("square", &self.square)]
+    }
+}
+
+/// The step of some weights.
+struct Adam<'a, 'b> {
+    rate: f32,
+    root: f32,
+    part: &'a mut Part<'b>,
+    gradient: &'a [f32],
+}
+
+impl Kernel for Adam<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let (mean, square) = (DECAY.0 as f32, DECAY.1 as f32);
+        let Part { weights, mean: means, square: squares } = self.part;
+        let values = weights.iter_mut().zip(means.iter_mut()).zip(squares.iter_mut()).zip(self.gradient);
+        for (((w, m), s), &g) in values {
+            *m = mean * *m + (1.0 - mean) * g;
+            *s = square * *s + (1.0 - square) * g * g;
+            *w -= self.rate * *m / (s.sqrt() * self.root + ROUNDING as f32);
+        }
     }
 }
 
@@ -99,6 +140,7 @@ pub struct Autoencoder {
     /// Minibatches that it has learned from.
     pub step: u64,
     layers: Vec<Layer>,
+    cpu: Cpu,
 }
 
 /// Adds up `rows` of `left · right` into `out` or puts them there; all matrices lie row by row.
@@ -115,14 +157,14 @@ fn product(
         left,
         right,
         1.0,
-        // Threads share out the pictures: a product of one minibatch is too small for them.
+        // Threads share out pictures or weights: the products themselves are too small for them.
         Par::Seq,
     );
 }
 
 impl Autoencoder {
     /// With random weights.
-    pub fn new(plan: Plan) -> Autoencoder {
+    pub fn new(cpu: Cpu, plan: Plan) -> Autoencoder {
         let layer = |(number, (from, to)): (usize, (usize, usize))| {
             let mut rng = rng::stream(plan.seed, "autoencoder", number as u64);
             let normal = Normal::new(0.0, (2.0 / (from + to) as f32).sqrt()).expect("a finite deviation");
@@ -132,7 +174,7 @@ impl Autoencoder {
             Layer { weights, mean: zeros.clone(), square: zeros }
         };
         let layers = plan.layers().enumerate().map(layer).collect();
-        Autoencoder { plan, step: 0, layers }
+        Autoencoder { plan, step: 0, layers, cpu }
     }
 
     /// Units that encode: those of all such layers.
@@ -146,13 +188,17 @@ impl Autoencoder {
         let mut all = vec![pictures.to_vec()];
         for (number, ((from, to), layer)) in self.plan.layers().zip(&self.layers).take(count).enumerate() {
             let (weights, biases) = layer.weights.split_at(from * to);
-            let mut out = biases.repeat(rows);
-            let left = MatRef::from_row_major_slice(&all[number], rows, from);
             let right = MatRef::from_row_major_slice(weights, from, to);
-            product(&mut out, (rows, to), Accum::Add, left, right);
-            if number + 1 < 2 * self.plan.depth {
-                out.iter_mut().for_each(|value| *value = value.tanh());
-            }
+            let mut out = biases.repeat(rows);
+            let parts = out.par_chunks_mut(PICTURES * to).zip(all[number].par_chunks(PICTURES * from));
+            parts.for_each(|(out, below)| {
+                let rows = below.len() / from;
+                let left = MatRef::from_row_major_slice(below, rows, from);
+                product(out, (rows, to), Accum::Add, left, right);
+                if number + 1 < 2 * self.plan.depth {
+                    out.iter_mut().for_each(|value| *value = value.tanh());
+                }
+            });
             all.push(out);
         }
         all
@@ -179,69 +225,61 @@ impl Autoencoder {
             / square(&mut pictures.iter().copied())
     }
 
-    /// Squared distance from pictures to what is made of them, mean over pictures, and its gradient by layer. Of parts of the
-    /// minibatch that do not depend on the number of threads.
-    fn gradients(&self, pictures: &[f32]) -> (f64, Vec<Vec<f32>>) {
-        let rows = pictures.len() / self.plan.inputs;
-        let parts = pictures.par_chunks(rows.div_ceil(PARTS) * self.plan.inputs);
-        let parts: Vec<(f64, Vec<Vec<f32>>)> = parts.map(|part| self.gradients_of(part, rows)).collect();
-        let add = |(error, mut sums): (f64, Vec<Vec<f32>>), (more, gradients): (f64, Vec<Vec<f32>>)| {
-            sums.par_iter_mut().zip(gradients).for_each(|(sum, gradient)| {
-                sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
-            });
-            (error + more, sums)
-        };
-        parts.into_iter().reduce(add).expect("at least one picture")
-    }
-
-    /// What some pictures of a minibatch of `all` add to both.
-    fn gradients_of(&self, pictures: &[f32], all: usize) -> (f64, Vec<Vec<f32>>) {
+    /// Squared distance from pictures to what is made of them, mean over pictures. Hands the gradient of it, layer after layer from the
+    /// last, to `take`: layer, first row of its weights, its weights from there on, and their gradient. A layer's weights are handed over
+    /// in parts that do not depend on the number of threads, when they are no longer needed.
+    fn back(&mut self, pictures: &[f32], take: impl Fn(usize, &mut Part<'_>, &[f32]) + Sync) -> f64 {
         let rows = pictures.len() / self.plan.inputs;
         let values = self.forward(pictures, self.layers.len());
         let output = values.last().expect("at least the pictures");
         let mut delta: Vec<f32> = output.iter().zip(pictures).map(|(out, x)| out - x).collect();
-        let error = delta.iter().map(|d| f64::from(*d).powi(2)).sum::<f64>() / all as f64;
-        delta.iter_mut().for_each(|d| *d *= 2.0 / all as f32);
+        let error = delta.iter().map(|d| f64::from(*d).powi(2)).sum::<f64>() / rows as f64;
+        delta.iter_mut().for_each(|d| *d *= 2.0 / rows as f32);
         let sizes: Vec<(usize, usize)> = self.plan.layers().collect();
-        let mut gradients = vec![Vec::new(); sizes.len()];
         for (number, &(from, to)) in sizes.iter().enumerate().rev() {
-            let mut gradient = vec![0.0; (from + 1) * to];
-            let (weights, biases) = gradient.split_at_mut(from * to);
-            let below = MatRef::from_row_major_slice(&values[number], rows, from);
-            let back = MatRef::from_row_major_slice(&delta, rows, to);
-            product(weights, (from, to), Accum::Replace, below.transpose(), back);
-            delta.chunks_exact(to).for_each(|row| biases.iter_mut().zip(row).for_each(|(b, d)| *b += d));
-            gradients[number] = gradient;
-            if number > 0 {
-                let weights =
-                    MatRef::from_row_major_slice(&self.layers[number].weights[..from * to], from, to);
-                let mut next = vec![0.0; rows * from];
-                product(&mut next, (rows, from), Accum::Replace, back, weights.transpose());
-                next.iter_mut().zip(&values[number]).for_each(|(d, h)| *d *= 1.0 - h * h);
-                delta = next;
-            }
+            let below = &values[number];
+            let mut next = vec![0.0; if number > 0 { rows * from } else { 0 }];
+            let weights = MatRef::from_row_major_slice(&self.layers[number].weights[..from * to], from, to);
+            let parts = next.par_chunks_mut(PICTURES * from).zip(delta.par_chunks(PICTURES * to));
+            parts.zip(below.par_chunks(PICTURES * from)).for_each(|((next, delta), values)| {
+                let rows = delta.len() / to;
+                let back = MatRef::from_row_major_slice(delta, rows, to);
+                product(next, (rows, from), Accum::Replace, back, weights.transpose());
+                next.iter_mut().zip(values).for_each(|(d, h)| *d *= 1.0 - h * h);
+            });
+            let (back, below) = (
+                MatRef::from_row_major_slice(&delta, rows, to),
+                MatRef::from_row_major_slice(below, rows, from).transpose(),
+            );
+            let height = (WEIGHTS / to).max(1);
+            self.layers[number].parts_of(height * to).enumerate().for_each(|(part, mut layer)| {
+                let first = part * height;
+                let mut gradient = vec![0.0; layer.weights.len()];
+                let high = height.min(from.saturating_sub(first));
+                let (weights, biases) = gradient.split_at_mut(high * to);
+                if high > 0 {
+                    product(weights, (high, to), Accum::Replace, below.subrows(first, high), back);
+                }
+                // The last row of all.
+                if !biases.is_empty() {
+                    let add = |row: &[f32]| biases.iter_mut().zip(row).for_each(|(b, d)| *b += d);
+                    delta.chunks_exact(to).for_each(add);
+                }
+                take(number, &mut layer, &gradient);
+            });
+            delta = next;
         }
-        (error, gradients)
+        error
     }
 
     /// Learns from a minibatch, pictures one a row; returns the error before, mean squared distance of a picture.
     pub fn learn(&mut self, pictures: &[f32]) -> f64 {
-        let (error, gradients) = self.gradients(pictures);
         self.step += 1;
-        let (mean, square) = DECAY;
         let unbiased = |decay: f64| 1.0 - decay.powf(self.step as f64);
-        let rate = RATE * self.plan.schedule(self.step) / unbiased(mean);
-        let (root, mean, square) = (1.0 / unbiased(square).sqrt(), mean as f32, square as f32);
-        for (layer, gradient) in self.layers.iter_mut().zip(gradients) {
-            let values =
-                layer.weights.par_iter_mut().zip(&mut layer.mean).zip(&mut layer.square).zip(gradient);
-            values.with_min_len(4096).for_each(|(((w, m), s), g)| {
-                *m = mean * *m + (1.0 - mean) * g;
-                *s = square * *s + (1.0 - square) * g * g;
-                *w -= rate as f32 * *m / (s.sqrt() * root as f32 + ROUNDING as f32);
-            });
-        }
-        error
+        let rate = (RATE * self.plan.schedule(self.step) / unbiased(DECAY.0)) as f32;
+        let root = (1.0 / unbiased(DECAY.1).sqrt()) as f32;
+        let cpu = self.cpu;
+        self.back(pictures, |_, part, gradient| cpu.run(Adam { rate, root, part, gradient }))
     }
 
     /// True if it has learned from all minibatches.
@@ -256,7 +294,7 @@ impl Autoencoder {
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut tensors = Vec::new();
         for (number, ((from, to), layer)) in self.plan.layers().zip(&self.layers).enumerate() {
-            for (what, values) in layer.parts() {
+            for (what, values) in layer.tensors() {
                 tensors.push((format!("layer{}.{what}", number + 1), vec![from + 1, to], &values[..]));
             }
         }
@@ -267,7 +305,7 @@ impl Autoencoder {
     ///
     /// # Errors
     /// The file cannot be read, or is damaged.
-    pub fn load(path: &Path, plan: &Plan) -> Result<Option<Autoencoder>> {
+    pub fn load(cpu: Cpu, path: &Path, plan: &Plan) -> Result<Option<Autoencoder>> {
         let Some((step, mut tensors)) = model::load(path, plan)? else { return Ok(None) };
         let layer = |(number, (from, to)): (usize, (usize, usize))| -> Result<Layer> {
             let mut of = |what: &str| {
@@ -276,7 +314,7 @@ impl Autoencoder {
             Ok(Layer { weights: of("weights")?, mean: of("mean")?, square: of("square")? })
         };
         let layers = plan.layers().enumerate().map(layer).collect::<Result<_>>()?;
-        Ok(Some(Autoencoder { plan: plan.clone(), step, layers }))
+        Ok(Some(Autoencoder { plan: plan.clone(), step, layers, cpu }))
     }
 }
 
@@ -285,6 +323,11 @@ mod tests {
     use super::*;
     use rand::Rng;
     use std::fs;
+    use std::sync::Mutex;
+
+    fn cpu() -> Cpu {
+        Cpu::detect().unwrap()
+    }
 
     fn plan(inputs: usize, depth: usize, width: usize) -> Plan {
         Plan { inputs, depth, width, steps: 300, batch: 20, seed: 3, checkpoint: "c".into() }
@@ -313,16 +356,18 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_central_differences() {
-        let mut net = Autoencoder::new(plan(5, 2, 4));
+        let mut net = Autoencoder::new(cpu(), plan(5, 2, 4));
         let shown = pictures(3, 5, 0);
-        let (_, gradients) = net.gradients(&shown);
+        let gradients = Mutex::new(vec![Vec::new(); 4]);
+        net.back(&shown, |layer, _, gradient| gradients.lock().unwrap()[layer].extend_from_slice(gradient));
+        let gradients = gradients.into_inner().unwrap();
         for (layer, gradient) in gradients.iter().enumerate() {
             let largest = gradient.iter().fold(0f32, |max, g| max.max(g.abs()));
             for (at, &got) in gradient.iter().enumerate() {
                 let was = net.layers[layer].weights[at];
                 let mut error = |change: f32| {
                     net.layers[layer].weights[at] = was + change;
-                    net.gradients(&shown).0
+                    net.back(&shown, |_, _, _| ())
                 };
                 let want = (error(1e-2) - error(-1e-2)) / 2e-2;
                 net.layers[layer].weights[at] = was;
@@ -339,8 +384,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
         let plan = plan(12, 3, 6);
-        assert!(Autoencoder::load(&path, &plan).unwrap().is_none());
-        let mut net = Autoencoder::new(plan.clone());
+        assert!(Autoencoder::load(cpu(), &path, &plan).unwrap().is_none());
+        let mut net = Autoencoder::new(cpu(), plan.clone());
         let mut first = 0.0;
         for step in 0..300 {
             if step == 100 {
@@ -350,9 +395,9 @@ mod tests {
             first = if step == 0 { error } else { first };
         }
         let test = pictures(50, 12, 1000);
-        let last = net.gradients(&test).0;
+        let last = net.back(&test, |_, _, _| ());
         assert!(net.is_done() && last < 0.2 * first, "{first} {last}");
-        let mut again = Autoencoder::load(&path, &plan).unwrap().unwrap();
+        let mut again = Autoencoder::load(cpu(), &path, &plan).unwrap().unwrap();
         assert_eq!(again.step, 100);
         for step in 100..300 {
             again.learn(&pictures(20, 12, step));
@@ -362,10 +407,10 @@ mod tests {
         assert_eq!((all.len(), &all[5 * 50..9 * 50]), (18 * 50, &net.encode(&test, 5..9)[..]));
         assert!(net.unexplained(&test) < 0.2);
         // One made otherwise is not it; and a damaged one is said to be so.
-        assert!(Autoencoder::load(&path, &Plan { seed: 4, ..plan.clone() }).unwrap().is_none());
+        assert!(Autoencoder::load(cpu(), &path, &Plan { seed: 4, ..plan.clone() }).unwrap().is_none());
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();
-        let error = Autoencoder::load(&path, &plan).err().unwrap().to_string();
+        let error = Autoencoder::load(cpu(), &path, &plan).err().unwrap().to_string();
         assert!(error.contains("model.safetensors: damaged"), "{error}");
     }
 }
