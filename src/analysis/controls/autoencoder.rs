@@ -133,6 +133,28 @@ impl Kernel for Adam<'_, '_> {
     }
 }
 
+/// Replaces values by their hyperbolic tangents, to within 3e-7: with the standard library's it is half of the time of a step.
+struct Tanh<'a>(&'a mut [f32]);
+
+impl Kernel for Tanh<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        // Added to a number, it leaves the nearest integer in the low bits.
+        const INTEGERS: f32 = (3 << 22) as f32;
+        for value in self.0 {
+            // exp(2 value) = 2^whole · exp(rest), |rest| <= ln 2 / 2.
+            let power = (2.0 * std::f32::consts::LOG2_E * *value).clamp(-40.0, 40.0);
+            let whole = power + INTEGERS;
+            let rest = std::f32::consts::LN_2 * (power - (whole - INTEGERS));
+            let series = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+            let exp = series.iter().fold(0.0, |sum, term| sum * rest + term);
+            let exp = exp * f32::from_bits((whole.to_bits() << 23).wrapping_add(1f32.to_bits()));
+            *value = 1.0 - 2.0 / (1.0 + exp);
+        }
+    }
+}
+
 /// An autoencoder, however far it has learned.
 pub struct Autoencoder {
     /// What it is made from.
@@ -196,7 +218,7 @@ impl Autoencoder {
                 let left = MatRef::from_row_major_slice(below, rows, from);
                 product(out, (rows, to), Accum::Add, left, right);
                 if number + 1 < 2 * self.plan.depth {
-                    out.iter_mut().for_each(|value| *value = value.tanh());
+                    self.cpu.run(Tanh(out));
                 }
             });
             all.push(out);
@@ -351,6 +373,19 @@ mod tests {
             let width = Plan::width_for(inputs, depth, weights);
             let got = plan(inputs, depth, width).weights() as f64;
             assert!((got / weights as f64 - 1.0).abs() < 0.05, "{inputs} {depth}: {got} for {weights}");
+        }
+    }
+
+    #[test]
+    fn tanh_is_that_of_the_standard_library() {
+        for cpu in Cpu::available() {
+            let inputs: Vec<f32> =
+                (-20_000..=20_000).map(|n| n as f32 * 1e-3).chain([-1e9, 0.0, 1e9]).collect();
+            let mut got = inputs.clone();
+            cpu.run(Tanh(&mut got));
+            for (x, got) in inputs.iter().zip(got) {
+                assert!((got - x.tanh()).abs() < 3e-7, "{cpu:?}: tanh {x} = {got}");
+            }
         }
     }
 
