@@ -3,6 +3,7 @@
 //! A frame set is a folder of WebDataset tar shards, written by [`FrameWriter`]. [`FrameStore`] reads it back, and
 //! also tar shards and folders of pictures from elsewhere.
 
+mod cut;
 mod format;
 mod info;
 pub mod labels;
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::rng::ChaCha8Rng;
 use crate::video::over_black;
 
+pub use cut::{Cut, Cutting, cut};
 pub use format::PictureFormat;
 pub use info::{FrameSetInfo, Origin, info};
 pub use layout::FrameSetSummary;

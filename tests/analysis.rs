@@ -167,8 +167,32 @@ fn frames_of_drawn_videos_are_tested_by_their_labels() {
         let [positives, negatives] = ["positives", "negatives"].map(|key| found[key].as_u64().unwrap());
         assert!(positives > 1 && negatives > 1 && positives + negatives <= 60, "{found}");
         clear += 1;
+        let truth = found["truth"].as_array().unwrap();
+        assert!(truth.iter().any(|of| of["of"] == "height, share"), "{found}");
     }
     assert!(clear > 0, "no frame shows anything");
+
+    let cut: Value =
+        serde_json::from_str(&done(dir, "frames cut f --labels v/labels.jsonl --out cut --least 6 --json"))
+            .unwrap();
+    let table = fs::read_to_string(dir.join("cut/cut.csv")).unwrap();
+    let mut all = 0;
+    for of_kind in cut["pictures"].as_array().unwrap() {
+        let name = of_kind["kind"].as_str().unwrap();
+        for (folder, key) in [(name.to_owned(), "with"), (format!("no-{name}"), "without")] {
+            let files: Vec<_> = fs::read_dir(dir.join("cut").join(&folder))
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .collect();
+            assert_eq!(files.len() as u64, of_kind[key].as_u64().unwrap(), "{cut}");
+            for file in files {
+                let picture = image::open(&file).unwrap();
+                assert!(picture.width() == picture.height() && picture.width() >= 6, "{}", file.display());
+            }
+        }
+        all += of_kind["with"].as_u64().unwrap();
+    }
+    assert!(all > 0 && table.lines().count() as u64 == all + 1, "{table}");
 }
 
 #[test]

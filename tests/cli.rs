@@ -122,6 +122,8 @@ const FAILURES: &[Failure] = &[
     ("labels without pictures", "evaluate run --labels v/labels.jsonl --concept face", 2, &["--pictures"]),
     ("labels that are none", "evaluate run --labels tiny.toml --pictures f --concept face", 1, &["tiny.toml: line 1 is no label"]),
     ("pictures that are no frames of videos", "evaluate run --labels v/labels.jsonl --pictures one.tar --concept face", 1, &["one.tar"]),
+    ("cut into a folder with something else", "frames cut f --labels v/labels.jsonl --out v", 1, &["v: not empty", "--out"]),
+    ("cut what has no labels", "frames cut one.tar --labels v/labels.jsonl --out new", 1, &["one.tar"]),
     ("controls without negatives", "controls run --positives f", 2, &["--negatives"]),
     ("controls of no run", "controls nowhere --positives f --negatives f", 1, &["nowhere", "not a run"]),
     ("a control that is none", "controls run --positives f --negatives f --control luck", 2, &["--control", "luck", "k-means"]),

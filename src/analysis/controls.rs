@@ -435,7 +435,7 @@ impl Comparison<'_> {
             .iter()
             .map(|(dataset, chosen)| (resize(dataset, chosen), (0..chosen.len()).collect()))
             .collect();
-        let small_ones = Labelled { sets, positive: self.labelled.positive.clone() };
+        let small_ones = Labelled { sets, positive: self.labelled.positive.clone(), truths: None };
         let inputs = small_ones.inputs(&whitening);
         let standing = test.best_of(clusters.count(), 0, &small_ones.shown(&inputs), |numbers| {
             let clusters = &clusters;

@@ -16,6 +16,7 @@ pub mod screen;
 pub mod statistics;
 pub mod stimulus;
 pub mod top;
+pub mod truth;
 pub mod tuning;
 
 use std::fmt;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BATCH, UnitName};
 use crate::dataset::{Dataset, available_memory};
+use crate::frames::labels::Truth;
 use crate::geometry::Kind;
 use crate::network::preprocess::{Inputs, Whitening};
 use crate::network::{Network, Unit};
@@ -57,6 +58,8 @@ pub struct Labelled {
     pub sets: Vec<(Dataset, Vec<usize>)>,
     /// For the chosen pictures of all sets, one after another.
     pub positive: Vec<bool>,
+    /// For the positive ones of them, if it is known.
+    pub truths: Option<Vec<Truth>>,
 }
 
 impl Labelled {

@@ -14,6 +14,7 @@ use striate::analysis;
 use striate::analysis::detector::Scores;
 use striate::analysis::evaluate::{BestUnit, Evaluation, Group, Part, Parts, Settings, UnitScores, evaluate};
 use striate::analysis::responses::{Probe, Responses, Shown};
+use striate::analysis::truth::{Dependence, Fifth, dependence};
 use striate::dataset::available_memory;
 use striate::error::Error;
 use striate::files;
@@ -98,14 +99,22 @@ pub fn run(args: EvaluateArgs, global: Global) -> anyhow::Result<()> {
         write_values(path, &evaluation, &checkpoint, &shown, labels)?;
     }
     let concept = &args.labelled.concept;
-    let result = Evaluated {
+    let mut result = Evaluated {
         concept: concept.clone(),
         checkpoint: identity,
         positive_sets,
         negative_sets,
         share_asked: args.labelled.share,
+        truth: None,
         evaluation,
     };
+    if let Some(truths) = &labelled.truths {
+        let best = result.best().unit;
+        let (positives, mut values) = (shown[0].pictures, Vec::new());
+        let positives = [Shown { inputs: shown[0].inputs, pictures: positives }];
+        Responses::new(network, &positives, &[best.probe], |_| ()).of(0, &mut values);
+        result.truth = Some(dependence(truths, &values, best.scores.paper.threshold));
+    }
     files::replace(&folder.join(format!("{}.svg", concept)), histogram(concept, result.best()))?;
     let json = serde_json::to_vec(&result).expect("plain data");
     files::replace(&folder.join(format!("{}.json", concept)), json)?;
@@ -269,6 +278,28 @@ impl fmt::Display for Shortened {
             "the other. half: only the threshold so. by chance: the best of as many units if labels are shuffled."
         )?;
         let best = self.result.best().unit;
+        if let Some(truth) = &self.result.truth {
+            writeln!(
+                f,
+                "\nhow the answer of {} ({}) depends on what is known of the {positives}:",
+                best.probe.name(),
+                best.probe.kind
+            )?;
+            writeln!(f, "{:<26}{:>6}   in fifths: from ... to ..., % of them told", "", "rank r")?;
+            for Dependence { of, correlation, parts } in truth {
+                let number = figure::significant;
+                let part = |part: &Fifth| {
+                    format!(
+                        "{} {} {:.0} %",
+                        number(part.range[0]),
+                        number(part.range[1]),
+                        100.0 * part.detected
+                    )
+                };
+                let parts: Vec<String> = parts.iter().map(part).collect();
+                writeln!(f, "{of:<26}{correlation:>6.2}   {}", parts.join("; "))?;
+            }
+        }
         writeln!(
             f,
             "unit {} ({}) says \"yes\" above {}; why, for a picture: striate explain {} PICTURE --detector {concept}{}",

@@ -10,9 +10,12 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::Global;
+use striate::frames::labels::Labels;
 use striate::frames::{
-    self, FrameSetInfo, FrameSetSummary, FrameStore, Listed, PictureFormat, SheetOptions, WriterOptions,
+    self, Cut, Cutting, FrameSetInfo, FrameSetSummary, FrameStore, Listed, PictureFormat, SheetOptions,
+    WriterOptions,
 };
+use striate::video::synth::Kind;
 
 /// Shows what is in a frame set, and joins several.
 #[derive(Args)]
@@ -22,6 +25,7 @@ Examples:
   striate frames list outputs/frames
   striate frames sheet outputs/frames --out sheet.png
   striate frames show outputs/frames
+  striate frames cut outputs/frames --labels videos/labels.jsonl --out outputs/test
   striate frames merge part-0 part-1 --out all")]
 pub struct FramesArgs {
     #[command(subcommand)]
@@ -34,6 +38,7 @@ enum FramesCommand {
     List(ListArgs),
     Sheet(SheetArgs),
     Show(ShowArgs),
+    Cut(CutArgs),
     Merge(MergeArgs),
 }
 
@@ -118,6 +123,54 @@ struct ShowArgs {
     /// Most frames to show, evenly spread over the set.
     #[arg(long, default_value_t = 6, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     count: u32,
+}
+
+/// Cuts what is labelled out of frames of drawn videos: pictures to test units on, of faces, cats and bodies, and of nothing of the kind.
+///
+/// A square around each object that shows for the most part, 1.15 times the longer side of its box; and at a random place of every frame
+/// one of a like size, if nothing of that kind is to be seen there. DIR/cut.csv says of each object where in the picture its box is, how it is
+/// turned, and how much of it shows.
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  striate synth --videos 100 --seed 1 --out videos
+  striate sample videos --per-video 4 --size 160x120 --format png --out frames
+  striate frames cut frames --labels videos/labels.jsonl --out test
+  striate evaluate outputs/run --positives test/face --negatives test/no-face --concept drawn-faces")]
+struct CutArgs {
+    /// Frame set of the videos; as large as they are, and without loss, pictures are the best.
+    #[arg(value_name = "FRAMES")]
+    frames: PathBuf,
+    /// labels.jsonl of `striate synth`.
+    #[arg(long, value_name = "FILE")]
+    labels: PathBuf,
+    /// New folder for face/, no-face/, cat/, no-cat/, body/, no-body/ and cut.csv.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Only this kind. May be repeated [default: all].
+    #[arg(long = "kind", value_enum, value_name = "KIND")]
+    kinds: Vec<Kind>,
+    /// Least side of a square.
+    #[arg(long, default_value_t = 32, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    least: u32,
+}
+
+/// What `striate frames cut` did.
+#[derive(Serialize)]
+struct CutOut {
+    frames: usize,
+    pictures: Vec<Cut>,
+    out: PathBuf,
+}
+
+impl fmt::Display for CutOut {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} frames", self.frames)?;
+        for Cut { kind, with, without } in &self.pictures {
+            write!(f, "\n{:<5} {with} pictures, {without} without", kind.name())?;
+        }
+        write!(f, "\n{}", self.out.display())
+    }
 }
 
 /// Joins the parts that `sample --shard I/N` made of a collection.
@@ -230,6 +283,7 @@ pub fn run(args: FramesArgs, global: Global) -> anyhow::Result<()> {
         FramesCommand::List(args) => global.print(&List(frames::list(&args.frames)?)),
         FramesCommand::Sheet(args) => draw(&args, &global),
         FramesCommand::Show(args) => show(&args),
+        FramesCommand::Cut(args) => cut(args, &global),
         FramesCommand::Merge(args) => {
             // The pictures are taken as they are; no new one is compressed.
             let options =
@@ -262,6 +316,20 @@ fn draw(args: &SheetArgs, global: &Global) -> anyhow::Result<()> {
     let bytes = format.encode(&sheet.into())?;
     std::fs::write(&out, bytes).with_context(|| format!("cannot write {}", out.display()))?;
     global.print(&Drawn { frames: store.len().min(frames), width, height, out })
+}
+
+fn cut(args: CutArgs, global: &Global) -> anyhow::Result<()> {
+    let CutArgs { frames, labels, out, kinds, least } = args;
+    if out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        bail!("{}: not empty; --out is to be a new folder", out.display());
+    }
+    let (store, labels) = (FrameStore::open(&frames)?, Labels::read(&labels)?);
+    let kinds = if kinds.is_empty() { Kind::ALL.to_vec() } else { kinds };
+    let cutting = Cutting { kinds, least, seed: global.seed };
+    let progress = global.progress(store.len() as u64, "frames");
+    let pictures = frames::cut((&frames, &store), &labels, &cutting, &out, || progress.inc(1))?;
+    progress.finish_and_clear();
+    global.print(&CutOut { frames: store.len(), pictures, out })
 }
 
 /// `FRAMES-sheet.png`, outside of a folder whose pictures all belong to the set.

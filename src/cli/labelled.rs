@@ -12,7 +12,7 @@ use striate::analysis::responses::Labelled;
 use striate::dataset::Dataset;
 use striate::error::Error;
 use striate::frames::FrameStore;
-use striate::frames::labels::Labels;
+use striate::frames::labels::{Labels, Shown};
 use striate::network::checkpoint::Checkpoint;
 use striate::rng;
 use striate::video::synth::Kind;
@@ -130,17 +130,27 @@ impl LabelledArgs {
         let shape = config.input_shape().with_margin(config.input.margin);
         let labels = Labels::read(labels)?;
         let mut sets = Vec::new();
+        let shown = labels.shown((pictures, &FrameStore::open(pictures)?), kind, shape)?;
+        let is_clear = |shown: &Shown| matches!(shown, Shown::Clearly(_));
         for wanted in [true, false] {
-            let store = FrameStore::open(pictures)?;
-            let shown = labels.shown((pictures, &store), kind, shape)?;
             let problem =
                 format!("no frame {} a {}", if wanted { "shows" } else { "is without" }, self.concept);
-            let store = store.only(pictures, |index| shown[index] == Some(wanted), &problem)?;
+            let keep = |index: usize| match wanted {
+                true => is_clear(&shown[index]),
+                false => shown[index] == Shown::Not,
+            };
+            let store = FrameStore::open(pictures)?.only(pictures, keep, &problem)?;
             let dataset = global.pictures(&store, run, config)?;
             let all = (0..dataset.len()).collect();
             sets.push((dataset, all));
         }
-        self.chosen(sets, 1, global)
+        let mut labelled = self.chosen(sets, 1, global)?;
+        let truths: Vec<_> = shown
+            .iter()
+            .filter_map(|shown| if let Shown::Clearly(truth) = shown { Some(*truth) } else { None })
+            .collect();
+        labelled.truths = Some(labelled.sets[0].1.iter().map(|&positive| truths[positive]).collect());
+        Ok(labelled)
     }
 
     /// Chooses pictures that meet the share; the first sets are positive.
@@ -157,7 +167,7 @@ impl LabelledArgs {
             vec![number < of_positives; chosen.len()]
         };
         let positive: Vec<bool> = sets.iter().enumerate().flat_map(label).collect();
-        let labelled = Labelled { sets, positive };
+        let labelled = Labelled { sets, positive, truths: None };
         let (positives, all) = (labelled.positives(), labelled.positive.len());
         for (what, count) in [("--positives", positives), ("--negatives", all - positives)] {
             if count < 2 {

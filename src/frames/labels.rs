@@ -12,13 +12,41 @@ use crate::geometry::MapShape;
 use crate::video::synth::{Kind, Label, Labelled};
 
 /// A frame shows an object of which at least this share of the silhouette is inside the frame and not hidden, ...
-const VISIBLE: f32 = 0.5;
+pub(super) const VISIBLE: f32 = 0.5;
 
 /// ... and whose height is at least this share of that of what the network sees.
 const HEIGHT: f64 = 0.125;
 
 /// Labels further than this from a frame's time are not its own: two thirds of a frame at 15 frames a second.
 const SECONDS: f64 = 0.045;
+
+/// What is known of an object in a picture. Lengths are shares of the sides of what the network sees, angles degrees.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Truth {
+    /// Its middle, from the left.
+    pub x: f64,
+    /// Its middle, from the top.
+    pub y: f64,
+    /// Height of its box.
+    pub height: f64,
+    /// Rotation in the picture plane, clockwise.
+    pub roll: f64,
+    /// Turn about its vertical axis; 0 faces the viewer.
+    pub yaw: f64,
+    /// Share of its silhouette that shows.
+    pub visible: f64,
+}
+
+/// Whether a picture shows an object of some kind.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Shown {
+    /// It does; of several this is the largest.
+    Clearly(Truth),
+    /// Too little of one to be called either.
+    Hardly,
+    /// It does not.
+    Not,
+}
 
 /// What is to be seen in every frame of some videos.
 pub struct Labels {
@@ -46,31 +74,37 @@ impl Labels {
         Ok(Labels { path: path.into(), videos })
     }
 
-    /// Whether each picture of a frame set shows an object of this kind to a network that sees the middle `shape` of it: yes, no, or
-    /// none if it shows too little of one to be called either.
+    /// Whether each picture of a frame set shows an object of this kind to a network that sees the middle `shape` of it.
     ///
     /// # Errors
     /// A picture is no frame of a labelled video.
-    pub fn shown(
-        &self,
-        frames: (&Path, &FrameStore),
-        kind: Kind,
-        shape: MapShape,
-    ) -> Result<Vec<Option<bool>>> {
-        let (path, store) = frames;
+    pub fn shown(&self, frames: (&Path, &FrameStore), kind: Kind, shape: MapShape) -> Result<Vec<Shown>> {
         let of_frame = |index: usize| {
-            let bad = |problem: String| Error::bad_file(path, format!("{}: {problem}", store.key(index)));
-            let metadata =
-                store.metadata(index)?.ok_or_else(|| bad("has no JSON that says where it is from".into()))?;
-            let frame: FrameMetadata = serde_json::from_value(metadata)
-                .map_err(|e| bad(format!("its JSON does not say where it is from: {e}")))?;
-            let labelled = self.at(&frame.name, frame.seconds).ok_or_else(|| {
-                let (name, at) = (&frame.name, frame.seconds);
-                bad(format!("{} has no label for {name} at {at:.3} s", self.path.display()))
-            })?;
+            let (frame, labelled) = self.of_frame(frames, index)?;
             Ok(shows(labelled, kind, seen(frame.crop, shape)))
         };
-        (0..store.len()).map(of_frame).collect()
+        (0..frames.1.len()).map(of_frame).collect()
+    }
+
+    /// Where a picture of a frame set is from, and what is to be seen there.
+    ///
+    /// # Errors
+    /// It is no frame of a labelled video.
+    pub(super) fn of_frame(
+        &self,
+        (path, store): (&Path, &FrameStore),
+        index: usize,
+    ) -> Result<(FrameMetadata, &Labelled)> {
+        let bad = |problem: String| Error::bad_file(path, format!("{}: {problem}", store.key(index)));
+        let metadata =
+            store.metadata(index)?.ok_or_else(|| bad("has no JSON that says where it is from".into()))?;
+        let frame: FrameMetadata = serde_json::from_value(metadata)
+            .map_err(|e| bad(format!("its JSON does not say where it is from: {e}")))?;
+        let labelled = self.at(&frame.name, frame.seconds).ok_or_else(|| {
+            let (name, at) = (&frame.name, frame.seconds);
+            bad(format!("{} has no label for {name} at {at:.3} s", self.path.display()))
+        })?;
+        Ok((frame, labelled))
     }
 
     /// The label nearest in time.
@@ -93,7 +127,7 @@ fn seen(crop: Region, shape: MapShape) -> Region {
     Region { left, top, width, height }
 }
 
-fn shows(labelled: &Labelled, kind: Kind, seen: Region) -> Option<bool> {
+fn shows(labelled: &Labelled, kind: Kind, seen: Region) -> Shown {
     let range = |from: f64, len: f64| from..from + len;
     let (columns, rows) = (range(seen.left, seen.width), range(seen.top, seen.height));
     let is_clear = |label: &&Label| {
@@ -109,9 +143,17 @@ fn shows(labelled: &Labelled, kind: Kind, seen: Region) -> Option<bool> {
     let is_there =
         |label: &&Label| overlaps(label.x, label.width, &columns) && overlaps(label.y, label.height, &rows);
     let of_kind = || labelled.objects.iter().filter(|label| label.kind == kind && label.visible > 0.0);
-    match of_kind().any(|label| is_clear(&label)) {
-        true => Some(true),
-        false => (!of_kind().any(|label| is_there(&label))).then_some(false),
+    match of_kind().filter(is_clear).max_by(|a, b| a.height.total_cmp(&b.height)) {
+        Some(label) => Shown::Clearly(Truth {
+            x: (f64::from(label.x) - seen.left) / seen.width,
+            y: (f64::from(label.y) - seen.top) / seen.height,
+            height: f64::from(label.height) / seen.height,
+            roll: label.roll.into(),
+            yaw: label.yaw.into(),
+            visible: label.visible.into(),
+        }),
+        None if of_kind().any(|label| is_there(&label)) => Shown::Hardly,
+        None => Shown::Not,
     }
 }
 
@@ -125,6 +167,14 @@ mod tests {
         Label { kind, x, y, width: 30.0, height, roll: 0.0, yaw: 0.0, pitch: 0.0, visible }
     }
 
+    fn answer(shown: Shown) -> Option<bool> {
+        match shown {
+            Shown::Clearly(_) => Some(true),
+            Shown::Hardly => None,
+            Shown::Not => Some(false),
+        }
+    }
+
     fn frame(objects: Vec<Label>) -> Labelled {
         let video = "v.mp4".into();
         Labelled { video, frame: 0, seconds: 0.0, scene: 0, width: 160, height: 120, objects }
@@ -136,10 +186,10 @@ mod tests {
         let seen = seen(Region { left: 0.0, top: 0.0, width: 160.0, height: 120.0 }, SHAPE);
         assert_eq!((seen.left, seen.top, seen.width, seen.height), (20.0, 0.0, 120.0, 120.0));
         let face = |x, y, height, visible| {
-            shows(&frame(vec![label(Kind::Face, x, y, height, visible)]), Kind::Face, seen)
+            answer(shows(&frame(vec![label(Kind::Face, x, y, height, visible)]), Kind::Face, seen))
         };
         assert_eq!(face(80.0, 60.0, 40.0, 1.0), Some(true));
-        assert_eq!(shows(&frame(Vec::new()), Kind::Face, seen), Some(false));
+        assert_eq!(shows(&frame(Vec::new()), Kind::Face, seen), Shown::Not);
         // Half outside, small, or hidden: neither.
         assert_eq!(face(15.0, 60.0, 40.0, 1.0), None);
         assert_eq!(face(80.0, 60.0, 14.0, 1.0), None);
@@ -151,12 +201,13 @@ mod tests {
         let both =
             frame(vec![label(Kind::Face, 15.0, 60.0, 40.0, 1.0), label(Kind::Cat, 80.0, 60.0, 40.0, 1.0)]);
         assert_eq!(
-            (shows(&both, Kind::Cat, seen), shows(&both, Kind::Body, seen)),
+            (answer(shows(&both, Kind::Cat, seen)), answer(shows(&both, Kind::Body, seen))),
             (Some(true), Some(false))
         );
         let two =
-            frame(vec![label(Kind::Face, 15.0, 60.0, 40.0, 1.0), label(Kind::Face, 80.0, 60.0, 40.0, 1.0)]);
-        assert_eq!(shows(&two, Kind::Face, seen), Some(true));
+            frame(vec![label(Kind::Face, 80.0, 60.0, 30.0, 1.0), label(Kind::Face, 110.0, 30.0, 60.0, 0.9)]);
+        let truth = Truth { x: 0.75, y: 0.25, height: 0.5, roll: 0.0, yaw: 0.0, visible: f64::from(0.9f32) };
+        assert_eq!(shows(&two, Kind::Face, seen), Shown::Clearly(truth), "the larger of two");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::analysis::controls::{Row, Settings};
 use crate::analysis::evaluate::{BestUnit, Evaluation};
 use crate::analysis::responses::Probe;
+use crate::analysis::truth::Dependence;
 use crate::error::{Error, Result};
 use crate::geometry::Kind;
 
@@ -25,6 +26,9 @@ pub struct Evaluated {
     pub negative_sets: Vec<String>,
     /// Share of positives asked for.
     pub share_asked: Option<f64>,
+    /// How the best unit's values depend on where objects are and how they are turned, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub truth: Option<Vec<Dependence>>,
     /// What came out.
     #[serde(flatten)]
     pub evaluation: Evaluation,

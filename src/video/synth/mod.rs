@@ -47,6 +47,20 @@ pub enum Kind {
     Body,
 }
 
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Kind; 3] = [Kind::Face, Kind::Cat, Kind::Body];
+
+    /// As files and the command line call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Face => "face",
+            Kind::Cat => "cat",
+            Kind::Body => "body",
+        }
+    }
+}
+
 /// One object in one frame. Lengths are in pixels from the frame's top left corner, angles in degrees.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Label {
