@@ -420,9 +420,9 @@ impl Comparison<'_> {
             None => {
                 test.progress.begin("sorting frames into clusters", 1);
                 let rows = Inputs::new(&frames, &whitening, budget());
-                let pictures =
+                let pictures: Vec<f32> =
                     (0..count).into_par_iter().flat_map_iter(|index| rows.picture(index)).collect();
-                let clusters = Clusters::new(pictures, plan.len, plan.count, plan.seed)?;
+                let clusters = Clusters::new(&pictures, plan.len, plan.count, plan.seed)?;
                 test.progress.add(1);
                 clusters.save(&path, &plan)?;
                 clusters

@@ -5,15 +5,20 @@ use std::path::Path;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
+use rand::Rng;
+use rand::distr::{Distribution, weighted::WeightedIndex};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use smartcore::cluster::kmeans::{KMeans, KMeansParameters};
-use smartcore::linalg::basic::matrix::DenseMatrix;
 
 use super::model;
 use crate::error::{Error, Result};
+use crate::rng;
 
 /// Most steps of Lloyd's algorithm.
 const STEPS: usize = 20;
+
+/// Pictures that a thread compares with all means at a time.
+const TOGETHER: usize = 512;
 
 /// What clusters are made from. Those that lie on the disk are used only if all of it is the same.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,34 +46,75 @@ pub struct Clusters {
 }
 
 impl Clusters {
-    /// Sorts pictures of `len` values, one a row, into at most `count` clusters. Those that stay empty are left out.
+    /// Sorts pictures of `len` values, one a row, into at most `count` clusters: k-means++ (Arthur & Vassilvitskii 2007), then Lloyd's
+    /// algorithm. Those that stay empty are left out.
     ///
     /// # Errors
     /// Fewer than 2 clusters, or fewer pictures than clusters.
-    pub fn new(pictures: Vec<f32>, len: usize, count: usize, seed: u64) -> Result<Clusters> {
+    pub fn new(pictures: &[f32], len: usize, count: usize, seed: u64) -> Result<Clusters> {
         let rows = pictures.len() / len;
         if count < 2 || rows < count {
             let problem = format!("{rows} pictures cannot be sorted into {count} clusters");
             return Err(Error::Mismatch(problem));
         }
-        let failed = |problem: smartcore::error::Failed| Error::Mismatch(format!("k-means: {problem}"));
-        let matrix = DenseMatrix::new(rows, len, pictures, false).map_err(failed)?;
-        let parameters = KMeansParameters { k: count, max_iter: STEPS, seed: Some(seed) };
-        let found =
-            KMeans::<f32, u32, DenseMatrix<f32>, Vec<u32>>::fit(&matrix, parameters).map_err(failed)?;
-        let labels: Vec<u32> = found.predict(&matrix).map_err(failed)?;
-
-        let (mut sums, mut sizes) = (vec![0f64; count * len], vec![0usize; count]);
-        let values = smartcore::linalg::basic::arrays::Array::iterator(&matrix, 0);
-        for (at, value) in values.enumerate() {
-            let cluster = labels[at / len] as usize;
-            sums[cluster * len + at % len] += f64::from(*value);
-            sizes[cluster] += usize::from(at % len == 0);
+        let mut clusters = Self::first(pictures, len, count, seed);
+        let mut labels = Vec::new();
+        for _ in 0..STEPS {
+            let before = std::mem::replace(&mut labels, clusters.labels(pictures));
+            if labels == before {
+                break;
+            }
+            let (mut sums, mut sizes) = (vec![0f64; clusters.means.len()], vec![0usize; clusters.count()]);
+            for (picture, &cluster) in pictures.chunks_exact(len).zip(&labels) {
+                let sum = &mut sums[cluster * len..][..len];
+                sum.iter_mut().zip(picture).for_each(|(sum, x)| *sum += f64::from(*x));
+                sizes[cluster] += 1;
+            }
+            let full = sums.chunks_exact(len).zip(&sizes).filter(|(_, size)| **size > 0);
+            let mean = |(sum, size): (&[f64], &usize)| -> Vec<f32> {
+                sum.iter().map(|sum| (sum / *size as f64) as f32).collect()
+            };
+            clusters = Self::of(full.flat_map(mean).collect(), len);
         }
-        let full = sums.chunks_exact(len).zip(&sizes).filter(|(_, size)| **size > 0);
-        let means: Vec<f32> =
-            full.flat_map(|(sum, &size)| sum.iter().map(move |sum| (sum / size as f64) as f32)).collect();
-        Ok(Self::of(means, len))
+        Ok(clusters)
+    }
+
+    /// Pictures to begin with, each chosen by the square of its distance from those before. Fewer, if no more differ.
+    fn first(pictures: &[f32], len: usize, count: usize, seed: u64) -> Clusters {
+        let mut rng = rng::stream(seed, "k-means", 0);
+        let mut squares = vec![f32::INFINITY; pictures.len() / len];
+        let mut chosen = vec![rng.random_range(0..squares.len())];
+        loop {
+            let newest = *chosen.last().expect("the first");
+            let one = Self::of(pictures[newest * len..][..len].to_vec(), len);
+            let parts = squares.par_chunks_mut(TOGETHER).zip(pictures.par_chunks(TOGETHER * len));
+            parts.for_each(|(squares, pictures)| {
+                let distances = one.nearness(pictures, 0..1);
+                squares.iter_mut().zip(distances).for_each(|(least, d)| *least = least.min(d * d));
+            });
+            // What is chosen is not chosen again, whatever rounding left of its distance from itself.
+            squares[newest] = 0.0;
+            let Ok(by_square) = WeightedIndex::new(&squares) else { break };
+            if chosen.len() == count {
+                break;
+            }
+            chosen.push(by_square.sample(&mut rng));
+        }
+        Self::of(chosen.iter().flat_map(|&at| &pictures[at * len..][..len]).copied().collect(), len)
+    }
+
+    /// The nearest cluster of each picture.
+    fn labels(&self, pictures: &[f32]) -> Vec<usize> {
+        let of_some = |pictures: &[f32]| -> Vec<usize> {
+            let rows = pictures.len() / self.len;
+            let nearness = self.nearness(pictures, 0..self.count());
+            let nearest = |row: usize| {
+                let of = |cluster: &usize| nearness[cluster * rows + row];
+                (0..self.count()).max_by(|a, b| of(a).total_cmp(&of(b))).expect("a cluster")
+            };
+            (0..rows).map(nearest).collect()
+        };
+        pictures.par_chunks(TOGETHER * self.len).flat_map_iter(of_some).collect()
     }
 
     fn of(means: Vec<f32>, len: usize) -> Clusters {
@@ -126,8 +172,6 @@ impl Clusters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng;
-    use rand::Rng;
 
     #[test]
     fn planted_clusters_are_found_and_nearness_is_minus_the_distance() {
@@ -135,7 +179,7 @@ mod tests {
         let centres = [[5.0f32, 0.0, 1.0], [-5.0, 3.0, 0.0], [0.0, -6.0, -4.0]];
         let pictures: Vec<f32> =
             (0..90).flat_map(|n| centres[n % 3].map(|x| x + rng.random_range(-0.5..0.5))).collect();
-        let clusters = Clusters::new(pictures.clone(), 3, 3, 1).unwrap();
+        let clusters = Clusters::new(&pictures, 3, 3, 1).unwrap();
         assert_eq!(clusters.count(), 3);
         let nearness = clusters.nearness(&pictures[..9], 0..3);
         for picture in 0..3 {
@@ -155,6 +199,8 @@ mod tests {
         clusters.save(&path, &plan).unwrap();
         assert_eq!(Clusters::load(&path, &plan).unwrap().unwrap().means, clusters.means);
         assert!(Clusters::load(&path, &Plan { seed: 2, ..plan }).unwrap().is_none());
-        assert!(Clusters::new(pictures, 3, 91, 1).is_err());
+        assert!(Clusters::new(&pictures, 3, 91, 1).is_err());
+        // No more clusters than pictures that differ.
+        assert_eq!(Clusters::new(&pictures[..6].repeat(4), 3, 5, 1).unwrap().count(), 2);
     }
 }
