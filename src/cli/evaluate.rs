@@ -110,9 +110,8 @@ pub fn run(args: EvaluateArgs, global: Global) -> anyhow::Result<()> {
     };
     if let Some(truths) = &labelled.truths {
         let best = result.best().unit;
-        let (positives, mut values) = (shown[0].pictures, Vec::new());
-        let positives = [Shown { inputs: shown[0].inputs, pictures: positives }];
-        Responses::new(network, &positives, &[best.probe], |_| ()).of(0, &mut values);
+        let (positives, mut values) = (&shown[..1], Vec::new());
+        Responses::new(network, positives, &[best.probe], |_| ()).of(0, &mut values);
         result.truth = Some(dependence(truths, &values, best.scores.paper.threshold));
     }
     files::replace(&folder.join(format!("{}.svg", concept)), histogram(concept, result.best()))?;

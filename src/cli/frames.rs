@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::Global;
@@ -324,7 +324,7 @@ fn cut(args: CutArgs, global: &Global) -> anyhow::Result<()> {
         bail!("{}: not empty; --out is to be a new folder", out.display());
     }
     let (store, labels) = (FrameStore::open(&frames)?, Labels::read(&labels)?);
-    let kinds = if kinds.is_empty() { Kind::ALL.to_vec() } else { kinds };
+    let kinds = if kinds.is_empty() { Kind::value_variants().to_vec() } else { kinds };
     let cutting = Cutting { kinds, least, seed: global.seed };
     let progress = global.progress(store.len() as u64, "frames");
     let pictures = frames::cut((&frames, &store), &labels, &cutting, &out, || progress.inc(1))?;

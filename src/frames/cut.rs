@@ -112,7 +112,7 @@ pub fn cut(
     let Cutting { kinds, least, seed } = cutting;
     let folder = |kind: Kind, shows: bool| {
         let name = kind.name();
-        out.join(if shows { name.to_owned() } else { format!("no-{name}") })
+        out.join(if shows { name } else { format!("no-{name}") })
     };
     for (&kind, shows) in kinds.iter().flat_map(|kind| [(kind, true), (kind, false)]) {
         let folder = folder(kind, shows);
@@ -205,6 +205,8 @@ fn pixels(square: Square) -> [u32; 3] {
 
 fn write(picture: &DynamicImage, square: Square, file: &Path) -> Result<()> {
     let [left, top, side] = pixels(square);
+    // Where both are halves, both are rounded up.
+    let (left, top) = (left.min(picture.width() - side), top.min(picture.height() - side));
     // Without loss: it will be scaled and compressed as any other picture.
     let cut = picture.crop_imm(left, top, side, side);
     files::replace(file, PictureFormat::Png.encode(&cut)?)

@@ -19,6 +19,7 @@ mod solid;
 #[cfg(test)]
 mod tests;
 
+use clap::ValueEnum;
 use image::RgbImage;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -48,16 +49,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All kinds.
-    pub const ALL: [Kind; 3] = [Kind::Face, Kind::Cat, Kind::Body];
-
     /// As files and the command line call it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Face => "face",
-            Kind::Cat => "cat",
-            Kind::Body => "body",
-        }
+    pub fn name(self) -> String {
+        self.to_possible_value().expect("no kind is hidden").get_name().to_owned()
     }
 }
 
