@@ -214,6 +214,8 @@ pub struct Training {
     pub fetch_every: u64,
     /// Steps of a replica between pushes of gradients (the paper's G). Above 1 each replica has a gradient of its own.
     pub push_every: u64,
+    /// How gradients travel to servers on other machines; on threads they do not travel.
+    pub push_as: PushAs,
     /// Share of the frames that is kept out of training, at most 2,000, for the validation loss; 0 for none.
     pub held_out: f64,
     /// Steps between validations; there is always one at a checkpoint and at the end of a stage. 0 for no others.
@@ -262,6 +264,7 @@ impl Default for Training {
             global_clip: 0.0,
             fetch_every: 1,
             push_every: 1,
+            push_as: PushAs::F32,
             held_out: 0.05,
             validate_every: 1000,
             dead_units: DeadUnits::Report,
@@ -287,6 +290,18 @@ impl Training {
     pub fn keeps_gradients(&self, replicas: usize) -> bool {
         self.push_every > 1 || self.global_clip > 0.0 || (self.mode == Mode::Sync && replicas > 1)
     }
+}
+
+/// How gradients travel between machines. What is not sent stays behind and is added to the next gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PushAs {
+    /// As they are.
+    F32,
+    /// Rounded to 16 bits: half of the bytes.
+    Bf16,
+    /// Of each block the largest hundredth, with their places: a fiftieth of the bytes.
+    TopPercent,
 }
 
 /// How far the gradient of a stage's objective reaches.

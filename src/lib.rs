@@ -37,6 +37,7 @@
 
 pub mod analysis;
 pub mod bench;
+pub mod cluster;
 pub mod config;
 pub mod dataset;
 pub mod error;

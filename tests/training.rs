@@ -16,11 +16,11 @@ use disk::Disk;
 use rand::Rng;
 use striate::config::{RunConfig, Training};
 use striate::kernels::Rows;
-use striate::network::shared::Clock;
 use striate::network::{Network, Weights, checkpoint};
 use striate::rng;
 use striate::training::optimiser::Step;
-use striate::training::replica::{Job, Replica, Store, learn_together};
+use striate::training::replica::{Job, Replica, learn_together};
+use striate::training::server::Store;
 
 const CONFIG: &str = "[input]\nheight = 20\nwidth = 20\npreprocess = \"none\"\n\
     [[stages]]\nmaps = 5\nfield = 7\npool = 2\nlcn = 3\n\
@@ -34,7 +34,7 @@ fn config(settings: &[&str]) -> RunConfig {
 }
 
 fn store(config: &RunConfig) -> Store {
-    Store { network: Network::new(config, 3).unwrap(), clock: Clock::new() }
+    Store::new(Network::new(config, 3).unwrap())
 }
 
 /// The inputs of minibatch `number`.
@@ -61,9 +61,9 @@ fn alone(config: &RunConfig, count: u64) -> Vec<f32> {
     let mut ages = Vec::new();
     for number in 0..count {
         fill(&mut replica, number);
-        replica.learn(&store, &job, step(&store, training, number), None, |age| ages.push(age));
+        replica.learn(&store, &job, step(&store, training, number), None, |age| ages.push(age)).unwrap();
     }
-    replica.finish(&store, &job, step(&store, training, count), |age| ages.push(age));
+    replica.finish(&store, &job, step(&store, training, count), |age| ages.push(age)).unwrap();
     assert_eq!(ages, vec![0; count.div_ceil(training.push_every) as usize], "nobody else updates");
     weights(&store)
 }
@@ -108,7 +108,7 @@ fn gradients_are_added_up_until_they_are_pushed() {
         for (number, replica) in (4 * round..).zip(&mut replicas) {
             fill(replica, number);
         }
-        learn_together(&mut replicas, &store, &job, step(&store, training, 4 * round), None);
+        learn_together(&mut replicas, &store, &job, step(&store, training, 4 * round), None).unwrap();
     }
     let difference = difference(&config, &weights(&store), &pushed);
     assert!(difference < 1e-4, "{difference}");
@@ -153,9 +153,10 @@ fn many_replicas_on_few_cores_push_all_they_made_and_tell_how_stale_it_was() {
                     let pushed = |age| ages.lock().unwrap().push(age);
                     for n in 0..steps {
                         fill(&mut replica, number * steps + n);
-                        replica.learn(store, &job, step(store, training, number * steps + n), None, pushed);
+                        let step = step(store, training, number * steps + n);
+                        replica.learn(store, &job, step, None, pushed).unwrap();
                     }
-                    replica.finish(store, &job, step(store, training, 0), pushed);
+                    replica.finish(store, &job, step(store, training, 0), pushed).unwrap();
                 });
             }
         });

@@ -73,6 +73,42 @@ impl Stored {
         }
     }
 
+    /// Appends them to `bytes`, as they are stored, lower bytes first.
+    pub fn write_to(&self, bytes: &mut Vec<u8>) {
+        let first = bytes.len();
+        match self {
+            Stored::F32(numbers) => {
+                bytes.resize(first + 4 * numbers.len(), 0);
+                let places = bytes[first..].as_chunks_mut().0.iter_mut();
+                places.zip(numbers.iter()).for_each(|(to, number)| *to = number.to_le_bytes());
+            }
+            Stored::Bf16(numbers) => {
+                bytes.resize(first + 2 * numbers.len(), 0);
+                let places = bytes[first..].as_chunks_mut().0.iter_mut();
+                places.zip(numbers.iter()).for_each(|(to, number)| *to = number.to_le_bytes());
+            }
+        }
+    }
+
+    /// Takes as many as there are from `bytes`, which [`write_to`](Self::write_to) began with, and returns the rest; none if there are
+    /// fewer.
+    pub fn read_from<'a>(&mut self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        match self {
+            Stored::F32(numbers) => {
+                let (mine, rest) = bytes.split_at_checked(4 * numbers.len())?;
+                let values = mine.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
+                numbers.iter_mut().zip(values).for_each(|(to, value)| *to = value);
+                Some(rest)
+            }
+            Stored::Bf16(numbers) => {
+                let (mine, rest) = bytes.split_at_checked(2 * numbers.len())?;
+                let values = mine.as_chunks().0.iter().map(|&bytes| u16::from_le_bytes(bytes));
+                numbers.iter_mut().zip(values).for_each(|(to, value)| *to = value);
+                Some(rest)
+            }
+        }
+    }
+
     /// True if all are numbers, and none infinite.
     pub fn is_finite(&self) -> bool {
         match self {
@@ -138,12 +174,13 @@ impl<'a> From<&'a [f32]> for Slice<'a> {
     }
 }
 
-fn from_bf16(bits: u16) -> f32 {
+/// What the upper half of the bits of an f32 stands for.
+pub fn from_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
 /// Ties to even; what is too large becomes infinite, and no number stays none.
-fn to_nearest_bf16(value: f32) -> u16 {
+pub fn to_nearest_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     if value.is_nan() {
         return (bits >> 16) as u16 | 0x40;

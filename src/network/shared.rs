@@ -46,6 +46,11 @@ pub struct Fetched {
 }
 
 impl Fetched {
+    /// After so many updates.
+    pub fn after(updates: u64) -> Fetched {
+        Fetched { at: updates, own: 0 }
+    }
+
     /// Updates that were counted by then: all of them are in what is read afterwards.
     pub fn updates(&self) -> u64 {
         self.at

@@ -125,6 +125,24 @@ impl Arrays {
         });
     }
 
+    /// Appends the weights to `bytes`, as they are stored, and after them, if so wanted, what the optimiser remembers.
+    pub fn write_to(&self, with_sums: bool, bytes: &mut Vec<u8>) {
+        [&self.encoder, &self.decoder].into_iter().for_each(|array| array.write_to(bytes));
+        if with_sums {
+            [&self.encoder_sums, &self.decoder_sums].into_iter().for_each(|array| array.write_to(bytes));
+        }
+    }
+
+    /// Takes what [`write_to`](Self::write_to) wrote of arrays of the same sizes; none if `bytes` is something else.
+    pub fn read_from(&mut self, with_sums: bool, bytes: &[u8]) -> Option<()> {
+        let Arrays { encoder, decoder, encoder_sums, decoder_sums } = self;
+        let mut rest = decoder.read_from(encoder.read_from(bytes)?)?;
+        if with_sums {
+            rest = decoder_sums.read_from(encoder_sums.read_from(rest)?)?;
+        }
+        rest.is_empty().then_some(())
+    }
+
     /// Makes what the optimiser remembers 0.
     fn forget(&mut self) {
         for sums in [&mut self.encoder_sums, &mut self.decoder_sums] {

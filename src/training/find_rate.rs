@@ -9,15 +9,15 @@ use serde::Serialize;
 
 use super::optimiser::Step;
 use super::parallel::check_memory;
-use super::replica::{Job, Replica, Store};
+use super::replica::{Job, Replica};
 use super::run::Pools;
+use super::server::Store;
 use crate::config::{Mode, RunConfig, Training};
 use crate::dataset::{Dataset, Shuffle, available_memory};
 use crate::error::Result;
 use crate::kernels::Rows;
 use crate::network::Network;
 use crate::network::preprocess::{Inputs, Scratch, Whitening};
-use crate::network::shared::Clock;
 
 /// Rates that are tried: the least, and how many, each twice the one before.
 const RATES: (f64, u32) = (1e-3, 11);
@@ -95,7 +95,7 @@ pub fn find_rate(
     let whitening = Whitening::fit(&config.input, frames, seed)?;
     let inputs = Inputs::new(frames, &whitening, (available_memory() / 4) as usize);
     let pools = Pools::new(threads, 1, Mode::Sync)?;
-    let mut store = Store { network: Network::new(config, seed)?, clock: Clock::new() };
+    let mut store = Store::new(Network::new(config, seed)?);
     // The weights change step by step, whatever a run does.
     let training = Training { fetch_every: 1, push_every: 1, ..config.training.clone() };
     let rows = if threads > 1 { Rows::Shared } else { Rows::InTurn };
@@ -108,13 +108,13 @@ pub fn find_rate(
     for (stages, _) in &phases {
         let job = Job { training: &training, stages: stages.clone() };
         // Mean losses of the first and of the last steps, from the stages' first weights.
-        let mut try_rate = |store: &mut Store, rate: f64, steps: u64| {
+        let mut try_rate = |store: &mut Store, rate: f64, steps: u64| -> Result<(f64, f64)> {
             for index in stages.clone() {
                 let stage = &mut store.network.stages[index];
                 stage.blocks.draw(stage.number, seed);
             }
             let training = Training { rate, ..training.clone() };
-            let losses: Vec<f64> = (0..steps)
+            let losses: Result<Vec<f64>> = (0..steps)
                 .map(|number| {
                     shuffle.batch(number, &mut indices);
                     done += 1;
@@ -122,22 +122,23 @@ pub fn find_rate(
                     pools.all.install(|| {
                         inputs.fill(&indices, replica.work.lanes, &mut replica.work.input, &mut scratch);
                         let step = Step::new(store.network.cpu, &training, 1.0, number);
-                        let losses = replica.learn(store, &job, step, None, |_| ());
-                        losses.iter().map(|loss| loss.total()).sum::<f64>()
+                        let losses = replica.learn(store, &job, step, None, |_| ())?;
+                        Ok(losses.iter().map(|loss| loss.total()).sum::<f64>())
                     })
                 })
                 .collect();
+            let losses = losses?;
             let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
-            (losses[0], mean(&losses[losses.len() - COUNTED as usize..]))
+            Ok((losses[0], mean(&losses[losses.len() - COUNTED as usize..])))
         };
         let (mut tried, mut before) = (Vec::new(), 0.0);
         for rate in (0..RATES.1).map(|doubled| RATES.0 * f64::from(1 << doubled)) {
-            let (first, last) = try_rate(&mut store, rate, STEPS);
+            let (first, last) = try_rate(&mut store, rate, STEPS)?;
             before = first;
             tried.push((rate, Some(last).filter(|loss| loss.is_finite())));
         }
         let rate = choose(&tried);
-        try_rate(&mut store, rate, SETTLING);
+        try_rate(&mut store, rate, SETTLING)?;
         let stages = stages.clone().map(|stage| stage + 1).collect();
         found.push(FoundRate { stages, rate, before, tried });
     }

@@ -12,6 +12,7 @@ pub mod optimiser;
 mod parallel;
 pub mod replica;
 mod run;
+pub mod server;
 mod state;
 pub mod sweep;
 pub mod validate;
@@ -32,7 +33,6 @@ use crate::files;
 use crate::kernels::{Buffer, Cpu, lanes_for, machine};
 use crate::network::checkpoint::{self, Checkpoint};
 use crate::network::preprocess::{Inputs, Scratch, Whitening};
-use crate::network::shared::Clock;
 use crate::network::{Network, costs};
 use board::Board;
 pub use board::EVENTS;
@@ -40,8 +40,9 @@ use feeder::Feeder;
 use monitor::{LogLine, Monitor, Totals};
 pub use parallel::{Parallel, check_memory};
 use parallel::{ahead, inputs_len};
-use replica::{Replica, Store};
+use replica::Replica;
 use run::{Pools, Run};
+use server::Store;
 use state::RollBacks;
 pub use state::{Best, FramesUsed, State, check_folder};
 use validate::Validation;
@@ -293,7 +294,7 @@ pub fn train(
         config,
         out,
         replicas: (0..replicas).map(|_| Replica::new(&network, &config.training, replicas, rows)).collect(),
-        store: Store { network, clock: Clock::new() },
+        store: Store::new(network),
         whitening: &whitening,
         inputs: &inputs,
         split: &split,

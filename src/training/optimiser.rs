@@ -26,6 +26,8 @@ pub struct Step {
     keep: f32,
     norm_bound: f32,
     max_step: f32,
+    factor: f64,
+    minibatches: u64,
     number: u64,
 }
 
@@ -41,6 +43,8 @@ impl Step {
             keep: (1.0 - training.encoder_decay * factor) as f32,
             norm_bound: training.decoder_norm_bound as f32,
             max_step: training.max_step as f32,
+            factor,
+            minibatches: 1,
             number,
         }
     }
@@ -53,7 +57,12 @@ impl Step {
     /// The same for the gradient of `minibatches` minibatches at once: so much more of the encoder decays.
     #[must_use]
     pub fn of(self, minibatches: u64) -> Step {
-        Step { keep: self.keep.powi(minibatches.min(1 << 20) as i32), ..self }
+        Step { keep: self.keep.powi(minibatches.min(1 << 20) as i32), minibatches, ..self }
+    }
+
+    /// What [`new`](Self::new) and [`of`](Self::of) make the same step of again: the schedule's factor, and how many minibatches.
+    pub fn made_of(&self) -> (f64, u64) {
+        (self.factor, self.minibatches)
     }
 }
 

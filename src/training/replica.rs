@@ -9,19 +9,13 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 
 use super::optimiser::Step;
-use crate::config::Training;
-use crate::kernels::{Buffer, Rows, with_scratch};
+use super::server::{Gradients, Own, ParameterServer, Push, When, square};
+use crate::config::{RunConfig, Training};
+use crate::error::Result;
+use crate::kernels::{Rows, with_scratch};
 use crate::network::objective::Loss;
-use crate::network::shared::{Clock, Fetched};
-use crate::network::{At, Network, Stage, WeightUpdate, Weights, Workspace};
-
-/// The parameters that replicas share.
-pub struct Store {
-    /// The weights.
-    pub network: Network,
-    /// Counts their updates.
-    pub clock: Clock,
-}
+use crate::network::shared::Fetched;
+use crate::network::{At, Network, WeightUpdate, Weights, Workspace};
 
 /// A replica.
 pub struct Replica {
@@ -44,12 +38,6 @@ pub struct Job<'a> {
     pub training: &'a Training,
     /// The stages that learn.
     pub stages: Range<usize>,
-}
-
-/// Gradients of all weights of a network, added up over minibatches. Memory that no stage uses is never touched.
-struct Gradients {
-    /// Of each stage and block, encoder and decoder, laid out as the weights are.
-    stages: Vec<Vec<Mutex<[Buffer; 2]>>>,
 }
 
 /// Squared norms seen in one minibatch, for the log.
@@ -83,52 +71,22 @@ impl Norms {
     }
 }
 
-fn square(values: &[f32]) -> f64 {
-    let piece = |piece: &[f32]| f64::from(piece.iter().map(|x| x * x).sum::<f32>());
-    values.chunks(256).map(piece).sum()
-}
-
-fn array(which: Weights) -> usize {
-    usize::from(which == Weights::Decoder)
-}
-
-impl Gradients {
-    fn zeros(network: &Network) -> Gradients {
-        let of_stage = |stage: &Stage| {
-            let blocks = stage.blocks.all().iter().map(|block| {
-                let arrays = block.read();
-                Mutex::new([&arrays.encoder, &arrays.decoder].map(|array| Buffer::zeros(array.len())))
-            });
-            blocks.collect()
-        };
-        Gradients { stages: network.stages.iter().map(of_stage).collect() }
-    }
-
-    fn add(&self, at: At, gradient: &[f32]) {
-        let mut arrays = self.stages[at.stage][at.block].lock().expect("no replica panics");
-        let sum = &mut arrays[array(at.which)][at.position * gradient.len()..][..gradient.len()];
-        sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
-    }
-
-    /// Squared norm over `stages`, in a fixed order.
-    fn square(&self, stages: &Range<usize>) -> f64 {
-        let blocks = self.stages[stages.clone()].iter().flatten();
-        blocks
-            .map(|block| {
-                block.lock().expect("no replica panics").iter().map(|array| square(array)).sum::<f64>()
-            })
-            .sum()
-    }
-}
-
 /// What becomes of the gradients of a minibatch.
 struct Learn<'a> {
     step: Step,
-    store: &'a Network,
-    /// The weights that change as gradients are made are the replica's own.
-    own: bool,
+    changes: Changes<'a>,
     accrued: Option<&'a Gradients>,
     norms: Option<&'a Norms>,
+}
+
+/// The weights that change as gradients are made.
+enum Changes<'a> {
+    /// None: gradients are added up only.
+    Nothing,
+    /// Those that the network has, whose sums it has too.
+    InPlace,
+    /// The replica's own, by the step that the shared ones would take; and these too, if gradients are not added up.
+    Beside(&'a Network),
 }
 
 impl WeightUpdate for Learn<'_> {
@@ -139,13 +97,14 @@ impl WeightUpdate for Learn<'_> {
         if let Some(accrued) = self.accrued {
             accrued.add(at, gradient);
         }
-        match (self.own, self.accrued) {
-            (false, None) => self.step.update(at, maps, weights, sums, gradient),
-            (false, Some(_)) => {}
-            (true, accrued) => self.update_own(at, maps, weights, gradient, accrued.is_none()),
+        match self.changes {
+            Changes::Nothing => {}
+            Changes::InPlace => self.step.update(at, maps, weights, sums, gradient),
+            Changes::Beside(shared) => self.update_both(shared, at, maps, weights, gradient),
         }
         if let Some(norms) = self.norms {
-            norms.add(at, |norms| norms.weights[array(at.which)] += square(weights));
+            norms
+                .add(at, |norms| norms.weights[usize::from(at.which == Weights::Decoder)] += square(weights));
         }
     }
 
@@ -155,10 +114,10 @@ impl WeightUpdate for Learn<'_> {
 }
 
 impl Learn<'_> {
-    /// Changes the replica's own weights, by the step that the shared ones would take, and these too if `push`.
-    fn update_own(&self, at: At, maps: usize, weights: &mut [f32], gradient: &mut [f32], push: bool) {
+    /// See [`Changes::Beside`].
+    fn update_both(&self, shared: &Network, at: At, maps: usize, weights: &mut [f32], gradient: &mut [f32]) {
         let len = gradient.len();
-        let block = &self.store.stages[at.stage].blocks.all()[at.block];
+        let block = &shared.stages[at.stage].blocks.all()[at.block];
         with_scratch([len, len], |[pushed, sums]| {
             pushed.copy_from_slice(gradient);
             let remembered = {
@@ -172,7 +131,7 @@ impl Learn<'_> {
                 len
             };
             self.step.update(at, maps, weights, &mut sums[..remembered], gradient);
-            if push {
+            if self.accrued.is_none() {
                 let (key, place) = (at.key(self.number()), (at.which, at.position));
                 block.write().edit(self.step.cpu(), place, len, key, |weights, sums| {
                     self.step.update(at, maps, weights, sums, pushed);
@@ -196,124 +155,160 @@ impl Replica {
         }
     }
 
+    /// One whose parameter server is not in this process's memory: weights and a gradient are its own, and what the optimiser
+    /// remembers, if it learns on between fetches.
+    ///
+    /// # Errors
+    /// As [`Network::zeros`].
+    pub fn far(config: &RunConfig, rows: Rows) -> Result<Replica> {
+        let training = &config.training;
+        let own = Network::zeros(config, training.copies_weights())?;
+        Ok(Replica {
+            work: own.workspace(training.batch).with_rows(rows),
+            accrued: Some(Gradients::zeros(&own)),
+            own: Some(own),
+            fetched: None,
+            oldest: None,
+            since_fetch: 0,
+            since_push: 0,
+        })
+    }
+
     /// Learns from the minibatch in `work` without waiting for other replicas; `step` is that of its number. Calls `pushed` with
     /// the staleness of each update of the shared weights.
+    ///
+    /// # Errors
+    /// The parameter server cannot be reached.
     pub fn learn(
         &mut self,
-        store: &Store,
+        server: &dyn ParameterServer,
         job: &Job,
         step: Step,
         norms: Option<&Norms>,
         mut pushed: impl FnMut(u64),
-    ) -> &[Loss] {
-        let rows = self.work.rows();
-        if self.fetched.is_none() || self.since_fetch == job.training.fetch_every {
-            self.fetched = Some(store.clock.fetch());
+    ) -> Result<&[Loss]> {
+        let when = match self.fetched {
+            None => When::Now,
+            Some(_) if self.since_fetch == job.training.fetch_every => When::Due,
+            Some(_) => When::IfHere,
+        };
+        if when != When::IfHere {
             self.since_fetch = 0;
-            if let Some(own) = &self.own {
-                // Stages below those that learn are the input of these.
-                for (to, from) in own.stages.iter().zip(&store.network.stages).take(job.stages.end) {
-                    to.blocks.copy_from(&from.blocks, rows);
-                }
-            }
         }
+        self.fetched = server.fetch(&self.own(job), when)?.or(self.fetched);
         self.oldest = self.oldest.or(self.fetched);
         self.since_fetch += 1;
         self.since_push += 1;
-        let network = self.own.as_ref().unwrap_or(&store.network);
-        let (accrued, own) = (self.accrued.as_ref(), self.own.is_some());
-        let update = Learn { step, store: &store.network, own, accrued, norms };
+        let (shared, accrued) = (server.in_memory(), self.accrued.as_ref());
+        let changes = match (&self.own, shared) {
+            (Some(_), Some(shared)) => Changes::Beside(shared),
+            // Elsewhere: what is fetched next has its own steps in it, unless it learns on meanwhile.
+            (Some(_), None) if job.training.fetch_every == 1 => Changes::Nothing,
+            (None, Some(_)) if accrued.is_some() => Changes::Nothing,
+            _ => Changes::InPlace,
+        };
+        let network =
+            self.own.as_ref().or(shared).expect("weights of its own where the shared are elsewhere");
+        let update = Learn { step, changes, accrued, norms };
         network.learn(&mut self.work, job.stages.clone(), job.training.objective, &update);
         if self.since_push == job.training.push_every {
-            self.push(store, job, step, &mut pushed);
+            self.push(server, job, step, &mut pushed)?;
         }
-        self.work.losses()
+        Ok(self.work.losses())
     }
 
     /// Pushes what has not been pushed, and fetches anew the next time: at the end of a while.
-    pub fn finish(&mut self, store: &Store, job: &Job, step: Step, mut pushed: impl FnMut(u64)) {
+    ///
+    /// # Errors
+    /// The parameter server cannot be reached.
+    pub fn finish(
+        &mut self,
+        server: &dyn ParameterServer,
+        job: &Job,
+        step: Step,
+        mut pushed: impl FnMut(u64),
+    ) -> Result<()> {
         if self.since_push > 0 {
-            self.push(store, job, step, &mut pushed);
+            self.push(server, job, step, &mut pushed)?;
         }
         self.fetched = None;
+        server.settle(&self.own(job), &mut pushed)
+    }
+
+    /// The network that it has for itself, if it has.
+    pub fn network(&self) -> Option<&Network> {
+        self.own.as_ref()
+    }
+
+    /// Its own weights; stages below those that learn are the input of these.
+    fn own(&self, job: &Job) -> Own<'_> {
+        Own { network: self.own.as_ref(), end: job.stages.end, rows: self.work.rows() }
     }
 
     /// Forgets what it fetched and has not pushed.
     pub fn forget(&mut self) {
         (self.fetched, self.oldest, self.since_push) = (None, None, 0);
-        for block in self.accrued.iter().flat_map(|gradients| gradients.stages.iter().flatten()) {
-            block.lock().expect("no replica panics").iter_mut().for_each(|array| array.fill(0.0));
-        }
+        self.accrued.iter().for_each(Gradients::forget);
     }
 
-    fn push(&mut self, store: &Store, job: &Job, step: Step, pushed: &mut impl FnMut(u64)) {
-        if let Some(accrued) = &self.accrued {
-            let step = step.of(self.since_push);
-            apply(&store.network, &[accrued], job, step, 1.0, self.work.rows());
-        }
+    fn push(
+        &mut self,
+        server: &dyn ParameterServer,
+        job: &Job,
+        step: Step,
+        pushed: &mut impl FnMut(u64),
+    ) -> Result<()> {
+        let gradients = self.accrued.as_ref();
+        let push = Push {
+            gradients,
+            scale: gradients.map_or(1.0, |gradients| clipped(gradients, job, 1.0)),
+            stages: job.stages.clone(),
+            step: step.of(self.since_push),
+            fetched: self.oldest.take().expect("fetched before it learned"),
+            rows: self.work.rows(),
+        };
+        server.push(push, pushed)?;
         self.since_push = 0;
-        pushed(store.clock.push(self.oldest.take().expect("fetched before it learned")));
         self.fetched.as_mut().expect("fetched before it learned").count_own();
+        Ok(())
     }
 }
 
 /// Replicas learn from a minibatch each with the same weights, which then change by the mean of their gradients.
-pub fn learn_together(replicas: &mut [Replica], store: &Store, job: &Job, step: Step, norms: Option<&Norms>) {
-    let stages = &job.stages;
+///
+/// # Errors
+/// The parameter server cannot be reached.
+pub fn learn_together(
+    replicas: &mut [Replica],
+    server: &dyn ParameterServer,
+    job: &Job,
+    step: Step,
+    norms: Option<&Norms>,
+) -> Result<()> {
+    let (stages, shared) = (&job.stages, server.in_memory());
+    let network = shared.expect("replicas that wait for each other share their memory");
+    let nothing = Own { network: None, end: stages.end, rows: Rows::Shared };
+    let fetched = server.fetch(&nothing, When::Now)?.expect("the time is told at once");
     replicas.par_iter_mut().enumerate().for_each(|(number, replica)| {
         let norms = norms.filter(|_| number == 0);
-        let accrued = replica.accrued.as_ref();
-        let update = Learn { step, store: &store.network, own: false, accrued, norms };
-        store.network.learn(&mut replica.work, stages.clone(), job.training.objective, &update);
+        let update = Learn { step, changes: Changes::Nothing, accrued: replica.accrued.as_ref(), norms };
+        network.learn(&mut replica.work, stages.clone(), job.training.objective, &update);
     });
-    let gradients: Vec<&Gradients> = replicas.iter().filter_map(|replica| replica.accrued.as_ref()).collect();
-    let mean = 1.0 / gradients.len() as f32;
-    apply(&store.network, &gradients, job, step, mean, Rows::Shared);
+    let mut gradients = replicas.iter().filter_map(|replica| replica.accrued.as_ref());
+    let first = gradients.next().expect("a replica with a gradient of its own");
+    let mut count = 1;
+    for other in gradients {
+        first.add_all(other, stages.clone(), Rows::Shared);
+        count += 1;
+    }
+    let scale = clipped(first, job, 1.0 / count as f32);
+    let (gradients, stages, rows) = (Some(first), stages.clone(), Rows::Shared);
+    server.push(Push { gradients, scale, stages, step, fetched, rows }, &mut |_| ())
 }
 
-/// Updates the shared weights by gradients, added in their order, scaled, and clipped over all weights if the settings say so;
-/// the gradients become 0.
-fn apply(store: &Network, gradients: &[&Gradients], job: &Job, step: Step, scale: f32, rows: Rows) {
-    let (first, others) = gradients.split_first().expect("a gradient");
-    let for_each_block = |work: &(dyn Fn(&Stage, usize) + Sync)| {
-        for stage in &store.stages[job.stages.clone()] {
-            rows.each_number(stage.blocks.all().len(), |number| work(stage, number));
-        }
-    };
-    for_each_block(&|stage, number| {
-        let block = |gradients: &Gradients, work: &mut dyn FnMut(&mut [Buffer; 2])| {
-            work(&mut gradients.stages[stage.number - 1][number].lock().expect("no replica panics"));
-        };
-        block(first, &mut |sums| {
-            for other in others {
-                block(other, &mut |more| {
-                    for (sum, more) in sums.iter_mut().zip(more) {
-                        sum.iter_mut()
-                            .zip(more.iter_mut())
-                            .for_each(|(sum, more)| *sum += std::mem::take(more));
-                    }
-                });
-            }
-        });
-    });
+/// What gradients are to be multiplied by: `scale`, or less if the settings clip their norm over all weights.
+fn clipped(gradients: &Gradients, job: &Job, scale: f32) -> f32 {
     let limit = job.training.global_clip;
-    let norm = if limit > 0.0 { f64::from(scale) * first.square(&job.stages).sqrt() } else { 0.0 };
-    let scale = if norm > limit { scale * (limit / norm) as f32 } else { scale };
-    for_each_block(&|stage, number| {
-        let mut sums = first.stages[stage.number - 1][number].lock().expect("no replica panics");
-        let (block, tied) = (&stage.blocks.all()[number], stage.blocks.is_tied());
-        let (_, padded) = block.maps();
-        let len = stage.shape.taps() * padded;
-        let mut arrays = block.write();
-        for (gradient, which) in sums.iter_mut().zip([Weights::Encoder, Weights::Decoder]) {
-            for (position, gradient) in gradient.chunks_exact_mut(len).enumerate() {
-                gradient.iter_mut().for_each(|g| *g *= scale);
-                let at = At { stage: stage.number - 1, block: number, position, which, tied };
-                arrays.edit(store.cpu, (which, position), len, at.key(step.number()), |weights, sums| {
-                    step.update(at, padded, weights, sums, gradient);
-                });
-                gradient.fill(0.0);
-            }
-        }
-    });
+    let norm = if limit > 0.0 { f64::from(scale) * gradients.square(job.stages.clone()).sqrt() } else { 0.0 };
+    if norm > limit { scale * (limit / norm) as f32 } else { scale }
 }

@@ -14,7 +14,8 @@ use super::feeder::Feeder;
 use super::health::Health;
 use super::monitor::{Done, LogLine, Monitor, Position};
 use super::optimiser::{Step, schedule};
-use super::replica::{Job, Norms, Replica, Store, learn_together};
+use super::replica::{Job, Norms, Replica, learn_together};
+use super::server::Store;
 use super::state::{Best, FramesUsed, State, load};
 use super::validate::{StageValidation, Validation, revive, validate};
 use super::{Happened, Options, Skipped};
@@ -415,9 +416,10 @@ impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
                 let wants_norms = self.run.lock_monitor().claim_norms();
                 let norms = wants_norms.then_some(self.norms);
                 let pushed = |age| self.run.lock_monitor().add_staleness(age);
-                let losses = replica.learn(&self.run.store, &job, self.step(number), norms, pushed);
+                let learned = replica.learn(&self.run.store, &job, self.step(number), norms, pushed);
                 last = Some(number);
-                if let Err(error) = self.record(number, 1, losses, stall, wants_norms) {
+                let recorded = learned.and_then(|losses| self.record(number, 1, losses, stall, wants_norms));
+                if let Err(error) = recorded {
                     break Err(error);
                 }
                 if crowded {
@@ -427,7 +429,7 @@ impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
             };
             if let (Some(last), Ok(())) = (last, &outcome) {
                 let pushed = |age| self.run.lock_monitor().add_staleness(age);
-                replica.finish(&self.run.store, &job, self.step(last), pushed);
+                return replica.finish(&self.run.store, &job, self.step(last), pushed);
             }
             outcome
         };
@@ -469,7 +471,7 @@ impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
             let wants_norms = self.run.lock_monitor().claim_norms();
             let norms = wants_norms.then_some(self.norms);
             let taking_part = &mut replicas[..count];
-            learn_together(taking_part, &self.run.store, &job, self.step(first), norms);
+            learn_together(taking_part, &self.run.store, &job, self.step(first), norms)?;
             let mut mean = vec![Loss::default(); self.stretch.stages.len()];
             for replica in taking_part.iter() {
                 mean.iter_mut().zip(replica.work.losses()).for_each(|(mean, loss)| *mean += *loss);

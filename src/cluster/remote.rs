@@ -1,0 +1,262 @@
+//! A worker's end: weights that come from servers and gradients that go to them, while it learns.
+
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::letters::{Kind, Letter};
+use super::pack::pack;
+use super::shares::Shares;
+use super::{Post, REST, Ranks};
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::network::shared::Fetched;
+use crate::network::{Network, WeightUpdate};
+use crate::training::server::{Gradients, Own, ParameterServer, Push, When};
+
+/// Letters that wait to be sent: so many that threads which pack gradients do not wait for the post, so few that they take
+/// little memory.
+const OUTBOX: usize = 16;
+
+/// The parameter server, as a worker sees it. A [`Courier`] carries its letters.
+///
+/// Weights travel while the worker learns: it asks for new ones every P minibatches, after its push, takes them when they have come,
+/// and waits for them only where it would have to ask again. What it learned on its own meanwhile comes back to it with the push.
+pub struct Remote<'a> {
+    config: &'a RunConfig,
+    ranks: Ranks,
+    shares: &'a Shares,
+    out: SyncSender<(usize, Letter)>,
+    inbox: Mutex<Inbox>,
+}
+
+/// What has come and what was asked for.
+struct Inbox {
+    letters: Receiver<Result<(usize, Letter)>>,
+    /// Weights that have come, until all are here.
+    blocks: Vec<Letter>,
+    /// Servers of which more is to come.
+    missing: usize,
+    /// Updates that the first server had seen when it was asked.
+    updates: u64,
+    /// How stale pushes were.
+    ages: Vec<u64>,
+}
+
+/// Carries the letters of a worker, on a thread of its own.
+pub struct Courier {
+    out: Receiver<(usize, Letter)>,
+    inbox: Sender<Result<(usize, Letter)>>,
+    /// Seconds after which a server that does not answer is given up.
+    patience: Duration,
+}
+
+impl<'a> Remote<'a> {
+    /// Of a worker among `ranks`, and its courier; a server that does not answer for so long is given up.
+    pub fn new(
+        config: &'a RunConfig,
+        ranks: Ranks,
+        shares: &'a Shares,
+        patience: Duration,
+    ) -> (Remote<'a>, Courier) {
+        let (to_post, out) = sync_channel(OUTBOX);
+        let (inbox, letters) = channel();
+        let inbox_state = Inbox { letters, blocks: Vec::new(), missing: 0, updates: 0, ages: Vec::new() };
+        let remote = Remote { config, ranks, shares, out: to_post, inbox: Mutex::new(inbox_state) };
+        (remote, Courier { out, inbox, patience })
+    }
+
+    fn send(&self, server: usize, letter: Letter) -> Result<()> {
+        self.out.send((self.ranks.server(server), letter)).map_err(|_| ended())
+    }
+
+    /// Asks all servers for weights.
+    fn ask(&self, inbox: &mut Inbox, end: usize) -> Result<()> {
+        inbox.missing = self.ranks.servers;
+        let letter = || Letter::new(Kind::Fetch, &[end as u64]);
+        (0..self.ranks.servers).try_for_each(|server| self.send(server, letter()))
+    }
+
+    /// True if all that was asked for is here, which it waits for if it is to.
+    fn has_come(&self, inbox: &mut Inbox, wait: bool) -> Result<bool> {
+        while inbox.missing > 0 {
+            let letter = match wait {
+                true => inbox.letters.recv().map_err(|_| ended())?,
+                false => match inbox.letters.try_recv() {
+                    Ok(letter) => letter,
+                    Err(TryRecvError::Empty) => return Ok(false),
+                    Err(TryRecvError::Disconnected) => return Err(ended()),
+                },
+            };
+            let (from, letter) = letter?;
+            match letter.kind {
+                Kind::Weights => inbox.blocks.push(letter),
+                Kind::Fetched => {
+                    // The first server counts the updates of all.
+                    let mut numbers = letter.numbers();
+                    if let Some(updates) = numbers.next().filter(|_| from == self.ranks.server(0)) {
+                        inbox.updates = updates;
+                        inbox.ages.extend(numbers);
+                    }
+                    inbox.missing -= 1;
+                }
+                _ => return Err(foreign(from, &letter)),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Makes what has come the worker's own weights.
+    fn take(&self, inbox: &mut Inbox, own: &Own) -> Result<()> {
+        let (network, blocks) = (own.network.expect("a worker has weights of its own"), &inbox.blocks);
+        let with_sums = self.config.training.copies_weights();
+        let failed = Mutex::new(None);
+        own.rows.each_number(blocks.len(), |number| {
+            let letter = &blocks[number];
+            let taken = letter.open().and_then(|([stage, block], bytes)| {
+                let block = network.stages.get(stage as usize)?.blocks.all().get(block as usize)?;
+                block.write().read_from(with_sums, bytes)
+            });
+            if taken.is_none() {
+                let error = foreign(self.ranks.server(0), letter);
+                failed.lock().expect("no worker panics").get_or_insert(error);
+            }
+        });
+        inbox.blocks.clear();
+        failed.into_inner().expect("no worker panics").map_or(Ok(()), Err)
+    }
+}
+
+fn foreign(from: usize, letter: &Letter) -> Error {
+    Error::Mismatch(format!("rank {from} sent a letter that makes no sense: {:?}", letter.kind))
+}
+
+fn ended() -> Error {
+    Error::Mismatch("the connection to the servers has ended".into())
+}
+
+impl ParameterServer for Remote<'_> {
+    fn in_memory(&self) -> Option<&Network> {
+        None
+    }
+
+    fn fetch(&self, own: &Own, when: When) -> Result<Option<Fetched>> {
+        let inbox = &mut *self.inbox.lock().expect("no worker panics");
+        let mut fetched = None;
+        if inbox.missing > 0 && self.has_come(inbox, when != When::IfHere)? {
+            self.take(inbox, own)?;
+            fetched = Some(Fetched::after(inbox.updates));
+        }
+        if when == When::IfHere {
+            return Ok(fetched);
+        }
+        self.ask(inbox, own.end)?;
+        if when == When::Now {
+            self.has_come(inbox, true)?;
+            self.take(inbox, own)?;
+            fetched = Some(Fetched::after(inbox.updates));
+        }
+        Ok(fetched)
+    }
+
+    fn push(&self, push: Push, pushed: &mut dyn FnMut(u64)) -> Result<()> {
+        let gradients = push.gradients.expect("a worker has a gradient of its own");
+        let failed = Mutex::new(None);
+        for stage in push.stages.clone() {
+            push.rows.each_number(gradients.blocks(stage), |block| {
+                if let Err(error) = self.push_block(gradients, (stage, block), &push) {
+                    failed.lock().expect("no worker panics").get_or_insert(error);
+                }
+            });
+        }
+        failed.into_inner().expect("no worker panics").map_or(Ok(()), Err)?;
+        self.send(0, Letter::new(Kind::Pushed, &[push.fetched.updates()]))?;
+        self.inbox.lock().expect("no worker panics").ages.drain(..).for_each(pushed);
+        Ok(())
+    }
+
+    fn settle(&self, own: &Own, pushed: &mut dyn FnMut(u64)) -> Result<()> {
+        // What is asked for now has all in it that was sent before.
+        self.fetch(own, When::Now)?;
+        self.inbox.lock().expect("no worker panics").ages.drain(..).for_each(pushed);
+        Ok(())
+    }
+}
+
+impl Remote<'_> {
+    fn push_block(&self, gradients: &Gradients, (stage, block): (usize, usize), push: &Push) -> Result<()> {
+        let (factor, minibatches) = push.step.made_of();
+        let head = [stage as u64, block as u64, push.step.number(), factor.to_bits(), minibatches];
+        let mut letter = Letter::new(Kind::Gradients, &head);
+        gradients.edit(stage, block, |arrays| {
+            for array in arrays {
+                pack(array, push.scale, self.config.training.push_as, &mut letter.bytes);
+            }
+        });
+        self.send(self.shares.server(stage, block), letter)
+    }
+}
+
+impl Courier {
+    /// Carries letters until the [`Remote`] is dropped, which servers are told then, or a server does not answer.
+    pub fn run(self, ranks: Ranks, post: &mut impl Post) {
+        // Since when each server owes a letter.
+        let mut owing: Vec<Option<Instant>> = vec![None; ranks.servers];
+        let mut held: Option<(usize, Letter, Instant)> = None;
+        loop {
+            let mut moved = false;
+            while let Some((from, letter)) = post.receive() {
+                moved = true;
+                let owes = letter.kind != Kind::Fetched;
+                if let Some(since) = from.checked_sub(ranks.workers).and_then(|server| owing.get_mut(server))
+                {
+                    *since = since.filter(|_| owes).map(|_| Instant::now());
+                }
+                if self.inbox.send(Ok((from, letter))).is_err() {
+                    break;
+                }
+            }
+            if held.is_none() {
+                match self.out.try_recv() {
+                    Ok((to, letter)) => held = Some((to, letter, Instant::now())),
+                    Err(TryRecvError::Empty) => {}
+                    Err(TryRecvError::Disconnected) => return part(ranks, post),
+                }
+            }
+            if let Some((to, letter, _)) = held.take_if(|(to, ..)| post.on_the_way(*to) < OUTBOX) {
+                moved = true;
+                if letter.kind == Kind::Fetch {
+                    owing[to - ranks.workers] = Some(Instant::now());
+                }
+                post.send(to, letter);
+            }
+            let late = |since: &Option<Instant>| since.is_some_and(|since| since.elapsed() > self.patience);
+            let full = held.as_ref().filter(|(_, _, since)| late(&Some(*since))).map(|(to, ..)| *to);
+            if let Some(rank) = full.or(owing.iter().position(late).map(|server| ranks.server(server))) {
+                let seconds = self.patience.as_secs();
+                let silent =
+                    Error::Mismatch(format!("rank {rank}, a server, has not answered for {seconds} s"));
+                let _ = self.inbox.send(Err(silent)); // nobody there: it has ended already
+                return;
+            }
+            if !moved {
+                thread::sleep(REST);
+            }
+        }
+    }
+}
+
+/// Tells servers that there is no more to come, and waits until they are told.
+fn part(ranks: Ranks, post: &mut impl Post) {
+    let servers = (0..ranks.servers).map(|server| ranks.server(server));
+    for server in servers.clone() {
+        post.send(server, Letter::new(Kind::Done, &[]));
+    }
+    while servers.clone().any(|server| post.on_the_way(server) > 0) {
+        // What is still to come is for nobody, but it has to be received.
+        if post.receive().is_none() {
+            thread::sleep(REST);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! A server: a share of the weights, which changes by gradients that workers push, in the order in which they arrive.
+
+use std::collections::VecDeque;
+
+use super::letters::{Kind, Letter};
+use super::pack::unpack;
+use super::shares::Shares;
+use super::{Post, REST};
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::kernels::Buffer;
+use crate::network::Network;
+use crate::training::optimiser::Step;
+use crate::training::server::update_block;
+
+/// Blocks on their way to a worker at a time: so many that the way is never empty, so few that a worker which takes long to
+/// receive them costs little memory.
+const WINDOW: usize = 4;
+
+/// A share of the weights, and the workers that use it.
+pub struct Server<'a> {
+    config: &'a RunConfig,
+    network: Network,
+    shares: &'a Shares,
+    /// Which of the servers it is.
+    number: usize,
+    workers: Vec<Worker>,
+    /// Updates that are complete.
+    updates: u64,
+    /// Blocks that were updated, of each stage.
+    changes: Vec<u64>,
+}
+
+/// What a server knows of a worker.
+#[derive(Debug, Default)]
+struct Worker {
+    /// Blocks that it waits for, and what to say after them.
+    wanted: VecDeque<(usize, usize)>,
+    fetched: Option<u64>,
+    /// [`Server::changes`] when it was last sent a stage.
+    seen: Vec<Option<u64>>,
+    /// When its updates were complete, in updates of all, the latest last.
+    own: VecDeque<u64>,
+    /// How stale its pushes were since it last fetched.
+    ages: Vec<u64>,
+    done: bool,
+}
+
+impl Server<'_> {
+    /// The server `number` of `shares`, whose weights are those of `network`.
+    pub fn new<'a>(
+        config: &'a RunConfig,
+        network: Network,
+        shares: &'a Shares,
+        number: usize,
+        workers: usize,
+    ) -> Server<'a> {
+        let stages = network.stages.len();
+        let worker = || Worker { seen: vec![None; stages], ..Worker::default() };
+        let workers = (0..workers).map(|_| worker()).collect();
+        Server { config, network, shares, number, workers, updates: 0, changes: vec![0; stages] }
+    }
+
+    /// Serves until no worker wants anything more; returns the network, whose weights are up to date as far as they are this
+    /// server's.
+    ///
+    /// # Errors
+    /// As [`work`](Self::work).
+    pub fn serve(mut self, post: &mut impl Post) -> Result<Network> {
+        while !self.workers.iter().all(|worker| worker.done) {
+            if !self.work(post)? {
+                std::thread::sleep(REST);
+            }
+        }
+        Ok(self.network)
+    }
+
+    /// Does what there is to do: answers letters, and sends what fits on the way. False if there was nothing.
+    ///
+    /// # Errors
+    /// A letter is not what a worker of this version writes.
+    pub fn work(&mut self, post: &mut impl Post) -> Result<bool> {
+        let letter = post.receive();
+        let answered = letter.is_some();
+        if let Some((from, letter)) = letter {
+            let kind = letter.kind;
+            let foreign =
+                || Error::Mismatch(format!("rank {from} sent a letter that makes no sense: {kind:?}"));
+            self.answer(from, &letter).ok_or_else(foreign)?;
+        }
+        Ok(self.send(post) || answered)
+    }
+
+    fn answer(&mut self, from: usize, letter: &Letter) -> Option<()> {
+        let worker = self.workers.get_mut(from)?;
+        match letter.kind {
+            Kind::Gradients => {
+                let ([stage, block, number, factor, minibatches], packed) = letter.open()?;
+                let (stage, block) = (stage as usize, block as usize);
+                let step = Step::new(self.network.cpu, &self.config.training, f64::from_bits(factor), number);
+                self.update((stage, block), packed, &step.of(minibatches))?;
+            }
+            Kind::Pushed => {
+                let ([fetched_at], _) = letter.open()?;
+                worker.own.retain(|&updates| updates > fetched_at);
+                // All since then, but for its own.
+                worker.ages.push((self.updates - fetched_at) - worker.own.len() as u64);
+                self.updates += 1;
+                worker.own.push_back(self.updates);
+            }
+            Kind::Fetch => {
+                let ([end], _) = letter.open()?;
+                for stage in 0..(end as usize).min(self.changes.len()) {
+                    // Stages that do not learn are sent once.
+                    let now = Some(self.changes[stage]);
+                    if std::mem::replace(&mut worker.seen[stage], now) != now {
+                        worker.wanted.extend(self.shares.of(stage, self.number).map(|block| (stage, block)));
+                    }
+                }
+                worker.fetched = Some(self.updates);
+            }
+            Kind::Done => worker.done = true,
+            Kind::Weights | Kind::Fetched | Kind::Unknown => return None,
+        }
+        Some(())
+    }
+
+    /// Updates a block by gradients as they came.
+    fn update(&mut self, (stage, block): (usize, usize), packed: &[u8], step: &Step) -> Option<()> {
+        let number = stage;
+        let stage = self.network.stages.get(stage)?;
+        if !self.shares.of(number, self.number).contains(&block) {
+            return None;
+        }
+        let mut gradients = {
+            let arrays = stage.blocks.all()[block].read();
+            [&arrays.encoder, &arrays.decoder].map(|array| Buffer::zeros(array.len()))
+        };
+        let how = self.config.training.push_as;
+        let packed = unpack(packed, how, &mut gradients[0])?;
+        unpack(packed, how, &mut gradients[1])?;
+        update_block(stage, block, &mut gradients, step);
+        self.changes[number] += 1;
+        Some(())
+    }
+
+    /// Sends workers what they want, as far as there is room on the way.
+    fn send(&mut self, post: &mut impl Post) -> bool {
+        let mut sent = false;
+        let with_sums = self.config.training.copies_weights();
+        for (rank, worker) in self.workers.iter_mut().enumerate() {
+            let waits = worker.fetched.is_some();
+            while waits && post.on_the_way(rank) < WINDOW {
+                sent = true;
+                let Some((stage, block)) = worker.wanted.pop_front() else {
+                    let mut head = vec![worker.fetched.take().expect("it waits")];
+                    head.append(&mut worker.ages);
+                    post.send(rank, Letter::new(Kind::Fetched, &head));
+                    break;
+                };
+                let mut letter = Letter::new(Kind::Weights, &[stage as u64, block as u64]);
+                self.network.stages[stage].blocks.all()[block].read().write_to(with_sums, &mut letter.bytes);
+                post.send(rank, letter);
+            }
+        }
+        sent
+    }
+}

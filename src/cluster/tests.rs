@@ -1,0 +1,266 @@
+//! Workers and servers on threads, whose letters go through this process.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use rand::Rng;
+
+use super::letters::{Kind, Letter};
+use super::remote::Remote;
+use super::serve::Server;
+use super::shares::Shares;
+use super::{Post, Ranks};
+use crate::config::RunConfig;
+use crate::error::Result;
+use crate::kernels::{Cpu, Rows};
+use crate::network::{Network, Weights};
+use crate::rng;
+use crate::training::optimiser::Step;
+use crate::training::replica::{Job, Replica};
+use crate::training::server::Store;
+
+/// A rank's post in this process.
+struct Local {
+    rank: usize,
+    inbox: Receiver<(usize, Letter)>,
+    boxes: Vec<Sender<(usize, Letter)>>,
+    /// Letters that are not received yet, by sender and receiver.
+    on_the_way: Arc<Vec<Vec<AtomicUsize>>>,
+    /// Bytes sent, of gradients and of weights.
+    bytes: Arc<[AtomicUsize; 2]>,
+}
+
+fn posts(ranks: usize) -> (Vec<Local>, Arc<[AtomicUsize; 2]>) {
+    let (boxes, inboxes): (Vec<_>, Vec<_>) = (0..ranks).map(|_| channel()).unzip();
+    let counts = || (0..ranks).map(|_| AtomicUsize::new(0)).collect();
+    let (on_the_way, bytes) = (Arc::new((0..ranks).map(|_| counts()).collect::<Vec<_>>()), Arc::default());
+    let post = |(rank, inbox)| {
+        let (boxes, on_the_way, bytes) = (boxes.clone(), Arc::clone(&on_the_way), Arc::clone(&bytes));
+        Local { rank, inbox, boxes, on_the_way, bytes }
+    };
+    (inboxes.into_iter().enumerate().map(post).collect(), bytes)
+}
+
+impl Post for Local {
+    fn send(&mut self, to: usize, letter: Letter) {
+        self.on_the_way[self.rank][to].fetch_add(1, Ordering::Relaxed);
+        match letter.kind {
+            Kind::Gradients => drop(self.bytes[0].fetch_add(letter.bytes.len(), Ordering::Relaxed)),
+            Kind::Weights => drop(self.bytes[1].fetch_add(letter.bytes.len(), Ordering::Relaxed)),
+            _ => {}
+        }
+        // A rank that has ended reads nothing more.
+        let _ = self.boxes[to].send((self.rank, letter));
+    }
+
+    fn receive(&mut self) -> Option<(usize, Letter)> {
+        let (from, letter) = self.inbox.try_recv().ok()?;
+        self.on_the_way[from][self.rank].fetch_sub(1, Ordering::Relaxed);
+        Some((from, letter))
+    }
+
+    fn on_the_way(&mut self, to: usize) -> usize {
+        self.on_the_way[self.rank][to].load(Ordering::Relaxed)
+    }
+}
+
+fn config(settings: &[&str]) -> RunConfig {
+    let settings: Vec<String> = settings.iter().map(|text| text.to_string()).collect();
+    RunConfig::parse(include_str!("../../configs/tiny.toml"), &settings).unwrap()
+}
+
+fn fill(replica: &mut Replica, number: u64) {
+    let mut rng = rng::stream(8, "inputs", number);
+    replica.work.input.iter_mut().for_each(|x| *x = rng.random_range(-1.0..1.0));
+}
+
+fn weights(network: &Network) -> Vec<f32> {
+    let both = |stage: &crate::network::Stage| [Weights::Encoder, Weights::Decoder].map(|w| stage.weights(w));
+    network.stages.iter().flat_map(both).flatten().collect()
+}
+
+/// What came of a job.
+struct Outcome {
+    /// The weights of all servers.
+    weights: Vec<f32>,
+    /// Those that each worker had at the end.
+    of_workers: Vec<Vec<f32>>,
+    ages: Vec<u64>,
+    bytes: [usize; 2],
+}
+
+/// A worker that learns from minibatches of its own: its weights at the end, and how stale its pushes were.
+fn learn(
+    config: &RunConfig,
+    (ranks, shares): (Ranks, &Shares),
+    numbers: Range<u64>,
+    stages: Range<usize>,
+    mut post: Local,
+) -> Result<(Vec<f32>, Vec<u64>)> {
+    let (remote, courier) = Remote::new(config, ranks, shares, Duration::from_secs(20));
+    thread::scope(|scope| {
+        scope.spawn(move || courier.run(ranks, &mut post));
+        // Dropped in here, so that the courier ends.
+        let remote = remote;
+        let mut replica = Replica::far(config, Rows::InTurn)?;
+        let (job, mut ages) = (Job { training: &config.training, stages }, Vec::new());
+        let step = |number| Step::new(Cpu::detect().unwrap(), &config.training, 1.0, number);
+        for number in numbers.clone() {
+            fill(&mut replica, number);
+            replica.learn(&remote, &job, step(number), None, |age| ages.push(age))?;
+        }
+        replica.finish(&remote, &job, step(numbers.end), |age| ages.push(age))?;
+        Ok((weights(replica.network().expect("weights of its own")), ages))
+    })
+}
+
+/// Each worker learns from so many minibatches.
+fn job(config: &RunConfig, ranks: Ranks, steps: u64, stages: Range<usize>) -> Outcome {
+    let shares = &Shares::new(&Network::new(config, 3).unwrap(), ranks.servers);
+    let (mut posts, bytes) = posts(ranks.workers + ranks.servers);
+    let of_servers = posts.split_off(ranks.workers);
+    let (servers, workers) = thread::scope(|scope| {
+        let serve = |(number, mut post)| {
+            let network = Network::new(config, 3).unwrap();
+            scope.spawn(move || Server::new(config, network, shares, number, ranks.workers).serve(&mut post))
+        };
+        let servers: Vec<_> = of_servers.into_iter().enumerate().map(serve).collect();
+        let work = |(worker, post)| {
+            let (numbers, stages) = (worker * steps..(worker + 1) * steps, stages.clone());
+            scope.spawn(move || learn(config, (ranks, shares), numbers, stages, post))
+        };
+        let workers: Vec<_> = (0..).zip(posts).map(work).collect();
+        let workers: Vec<_> = workers.into_iter().map(|worker| worker.join().unwrap().unwrap()).collect();
+        let servers: Vec<_> = servers.into_iter().map(|server| server.join().unwrap().unwrap()).collect();
+        (servers, workers)
+    });
+    // Of each block the weights of the server that holds it.
+    let whole = Network::zeros(config, false).unwrap();
+    for (number, stage) in whole.stages.iter().enumerate() {
+        for (block, to) in stage.blocks.all().iter().enumerate() {
+            let from = servers[shares.server(number, block)].stages[number].blocks.all()[block].read();
+            let mut to = to.write();
+            to.encoder.copy_from(&from.encoder);
+            to.decoder.copy_from(&from.decoder);
+        }
+    }
+    let (of_workers, ages): (Vec<_>, Vec<_>) = workers.into_iter().unzip();
+    let bytes = [0, 1].map(|of| bytes[of].load(Ordering::Relaxed));
+    Outcome { weights: weights(&whole), of_workers, ages: ages.concat(), bytes }
+}
+
+/// The weights after the same minibatches of one replica in memory.
+fn in_memory(config: &RunConfig, steps: u64) -> Vec<f32> {
+    let store = Store::new(Network::new(config, 3).unwrap());
+    let mut replica = Replica::new(&store.network, &config.training, 1, Rows::InTurn);
+    let job = Job { training: &config.training, stages: 0..2 };
+    for number in 0..steps {
+        fill(&mut replica, number);
+        replica
+            .learn(&store, &job, Step::new(store.network.cpu, &config.training, 1.0, number), None, |_| ())
+            .unwrap();
+    }
+    weights(&store.network)
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+const STEPS: u64 = 12;
+
+#[test]
+fn a_worker_alone_with_servers_learns_the_first_step_as_in_memory_and_then_as_well() {
+    for servers in [1, 3] {
+        for settings in [&["training.optimiser=sgd"][..], &["training.precision=bf16"]] {
+            let config = config(settings);
+            let first = weights(&Network::new(&config, 3).unwrap());
+            let one = job(&config, Ranks { workers: 1, servers }, 1, 0..2);
+            let off = difference(&one.weights, &in_memory(&config, 1));
+            assert_eq!(off, 0.0, "{settings:?}: the first step, {servers} servers");
+            let all = job(&config, Ranks { workers: 1, servers }, STEPS, 0..2);
+            assert_eq!(difference(&all.weights, &all.of_workers[0]), 0.0, "at the end it has what they have");
+            let (off, change) = (in_memory(&config, STEPS), difference(&all.weights, &first));
+            let off = difference(&all.weights, &off);
+            assert!(off < 0.5 * change, "{settings:?}: weights a step older make {off} of {change}");
+            assert_eq!(all.ages, vec![0; STEPS as usize], "nobody else pushes");
+        }
+    }
+}
+
+#[test]
+fn many_workers_and_servers_lose_no_push_and_know_how_stale_it_was() {
+    let ranks = Ranks { workers: 4, servers: 3 };
+    for settings in [
+        &["training.optimiser=adagrad"][..],
+        &["training.optimiser=momentum", "training.fetch_every=3"],
+        &["training.optimiser=sgd", "training.push_every=2", "training.push_as=bf16"],
+        &["training.fetch_every=4", "training.push_every=4", "training.push_as=top-percent"],
+    ] {
+        let config = config(settings);
+        let done = job(&config, ranks, STEPS, 0..2);
+        let pushes = ranks.workers * STEPS.div_ceil(config.training.push_every) as usize;
+        assert_eq!(done.ages.len(), pushes, "{settings:?}");
+        assert!(done.ages.iter().any(|&age| age > 0), "{settings:?}: {:?}", done.ages);
+        assert!(done.ages.iter().all(|&age| age < pushes as u64), "{settings:?}: {:?}", done.ages);
+        let first = weights(&Network::new(&config, 3).unwrap());
+        assert!(done.weights.iter().all(|w| w.is_finite()) && done.weights != first, "{settings:?}");
+    }
+}
+
+#[test]
+fn gradients_take_the_bytes_that_they_should_and_stages_that_do_not_learn_are_sent_once() {
+    let bytes = |settings: &[&str], stages| {
+        job(&config(settings), Ranks { workers: 1, servers: 2 }, STEPS, stages).bytes
+    };
+    let network = Network::new(&config(&[]), 3).unwrap();
+    let (blocks, numbers): (Vec<usize>, Vec<usize>) = network
+        .stages
+        .iter()
+        .map(|stage| {
+            let len = |block: &crate::network::weights::Block| block.read().encoder.len();
+            (stage.blocks.all().len(), 2 * stage.blocks.all().iter().map(len).sum::<usize>())
+        })
+        .unzip();
+    let steps = STEPS as usize;
+    // Weights: before the first step, after each but the last, and at the end.
+    let of = |bytes: usize| steps * (numbers[0] * bytes + blocks[0] * 5 * 8);
+    let weights = |times: usize, stage: usize| times * (4 * numbers[stage] + blocks[stage] * 2 * 8);
+    assert_eq!(bytes(&[], 0..1)[0], of(4));
+    assert_eq!(bytes(&["training.push_as=bf16"], 0..1)[0], of(2));
+    let [_, sent] = bytes(&[], 1..2);
+    let (least, most) = (weights(2, 1), weights(steps + 2, 1));
+    assert!((least..=most).contains(&(sent - weights(1, 0))), "{sent} bytes, of stage 1 {}", weights(1, 0));
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_named() {
+    let (config, ranks) = (config(&[]), Ranks { workers: 1, servers: 2 });
+    let shares = Shares::new(&Network::new(&config, 3).unwrap(), 2);
+    let (mut posts, _) = posts(3);
+    let silent = posts.split_off(2);
+    let mut server = posts.pop().unwrap();
+    let mut post = posts.pop().unwrap();
+    let (remote, courier) = Remote::new(&config, ranks, &shares, Duration::from_millis(300));
+    let error = thread::scope(|scope| {
+        scope.spawn(move || courier.run(ranks, &mut post));
+        let serve = Server::new(&config, Network::new(&config, 3).unwrap(), &shares, 0, 1);
+        scope.spawn(move || {
+            let mut serve = serve;
+            for _ in 0..5_000 {
+                serve.work(&mut server).unwrap();
+                thread::sleep(Duration::from_micros(100));
+            }
+        });
+        let mut replica = Replica::far(&config, Rows::InTurn).unwrap();
+        let job = Job { training: &config.training, stages: 0..1 };
+        let step = Step::new(Network::new(&config, 3).unwrap().cpu, &config.training, 1.0, 0);
+        replica.learn(&remote, &job, step, None, |_| ()).unwrap_err()
+    });
+    drop(silent);
+    assert!(error.to_string().contains("rank 2, a server, has not answered"), "{error}");
+}
