@@ -13,7 +13,7 @@ use std::path::Path;
 use memmap2::{Advice, Mmap, MmapMut};
 use rand::seq::SliceRandom;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::frames::FrameStore;
 use crate::geometry::MapShape;
 use crate::rng;
@@ -70,6 +70,20 @@ impl Dataset {
         let warning = |reason| format!("{}: {reason}; the frames were decoded again", path.display());
         dataset.warnings.extend(reason.map(warning));
         Ok(dataset)
+    }
+
+    /// The pictures that another process has decoded from the store and keeps in the folder `run`.
+    ///
+    /// # Errors
+    /// They are not there, or others.
+    pub fn open(store: &FrameStore, shape: MapShape, margin: usize, run: &Path) -> Result<Dataset> {
+        cache::open(run, store, shape, margin).map_err(|reason| {
+            let reason = reason.unwrap_or_else(|| "is not there".into());
+            Error::bad_file(
+                run.join(cache::PIXELS),
+                format!("{reason}: all ranks have to see the same run folder"),
+            )
+        })
     }
 
     /// Keeps newly decoded pictures in the run's folder, in place of others that were there.

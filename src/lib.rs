@@ -37,7 +37,6 @@
 
 pub mod analysis;
 pub mod bench;
-pub mod cluster;
 pub mod config;
 pub mod dataset;
 pub mod error;

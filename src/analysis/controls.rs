@@ -521,6 +521,7 @@ impl Comparison<'_> {
         // All of the run's frames lie decoded in its folder already.
         let mut dataset = self.dataset(store, if all { self.run } else { &out }, !all, progress)?;
         let options = Options {
+            lead: None,
             seed: self.state.seed,
             threads: self.threads,
             resume: true,

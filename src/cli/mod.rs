@@ -23,6 +23,8 @@ mod invariance;
 mod labelled;
 mod map;
 mod neighbours;
+#[cfg(feature = "mpi")]
+mod ranks;
 mod report;
 mod sample;
 mod serve;

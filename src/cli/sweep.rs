@@ -79,6 +79,7 @@ pub fn run(args: SweepArgs, global: Global) -> anyhow::Result<ExitCode> {
         let out = args.out.join(setting.name());
         let bar = global.progress(config.training.steps.iter().sum(), "training");
         let options = Options {
+            lead: None,
             seed: setting.seed,
             threads,
             resume: true,

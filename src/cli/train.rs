@@ -1,5 +1,6 @@
 //! `striate train`: fit a network to frames and leave a run folder behind.
 
+use std::env;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ Examples:
   striate train configs/small.toml --frames pictures/ --out outputs/short --set 'training.steps=[500,500,500]'
   striate train configs/small.toml --frames outputs/frames --out outputs/run --resume
   striate train configs/small.toml --frames outputs/frames --find-lr
+  mpirun -n 10 striate train configs/small.toml --frames outputs/frames --out outputs/run --servers 2  # docs/cluster.md
   striate watch outputs/run          # from another terminal; or: tensorboard --logdir outputs/run
 
 Ctrl-C finishes the step, saves and exits with code 130; --resume goes on from there. A second Ctrl-C quits at once.")]
@@ -35,25 +37,28 @@ pub struct TrainArgs {
     config: PathBuf,
     /// Frames to learn from: a frame set, WebDataset tar shards, or a folder of pictures.
     #[arg(long)]
-    frames: PathBuf,
+    pub frames: PathBuf,
     /// Run folder: settings as used, log.jsonl, validation.jsonl, notes.jsonl, events (TensorBoard), checkpoints, decoded frames.
     #[arg(long, default_value = "outputs/run")]
-    out: PathBuf,
+    pub out: PathBuf,
     /// Replace one setting, e.g. `training.rate=0.01` or `stages.2.maps=32`. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
     /// Threads in all, divided among the replicas. Default: one per core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    pub threads: Option<u16>,
     /// Replicas that train at the same time, as `--set training.replicas=N`; 0 for one per thread, or as many as memory holds.
     #[arg(long, value_name = "N")]
     replicas: Option<u16>,
     /// Continue the run in the folder, with the same settings; start it if there is none.
     #[arg(long)]
-    resume: bool,
+    pub resume: bool,
     /// With --resume: go on although settings differ from those the run was begun with, as far as a run can.
     #[arg(long, requires = "resume")]
-    accept_changes: bool,
+    pub accept_changes: bool,
+    /// Of the ranks that mpirun starts, those that hold the weights; all others learn. Default: one of five.
+    #[arg(long, value_name = "K")]
+    pub servers: Option<usize>,
     /// Search a learning rate to begin with, instead of training: a table, and nothing written.
     #[arg(long, conflicts_with_all = ["resume", "out"])]
     find_lr: bool,
@@ -114,10 +119,41 @@ fn find_lr(config: &RunConfig, frames: &Path, threads: usize, global: Global) ->
     Ok(ExitCode::SUCCESS)
 }
 
+/// How many ranks of the job there are that this process was started in, if there are several.
+fn ranks() -> Option<usize> {
+    let of = |name: &str| env::var(name).ok()?.parse().ok();
+    let of_launcher = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"].into_iter().find_map(of);
+    // Slurm's own launcher says how many there are in any job, and by this that they can find each other.
+    let of_slurm = || env::var_os("PMIX_RANK").and_then(|_| of("SLURM_NTASKS"));
+    of_launcher.or_else(of_slurm).filter(|&ranks| ranks > 1)
+}
+
+#[cfg(feature = "mpi")]
+fn on_ranks(args: TrainArgs, config: RunConfig, global: Global, _: usize) -> anyhow::Result<ExitCode> {
+    super::ranks::run(args, config, global)
+}
+
+#[cfg(not(feature = "mpi"))]
+fn on_ranks(_: TrainArgs, _: RunConfig, _: Global, ranks: usize) -> anyhow::Result<ExitCode> {
+    let problem = format!(
+        "started as one of {ranks} ranks, but built without MPI: build with `cargo build --release --features mpi`"
+    );
+    Err(Error::Mismatch(problem).into())
+}
+
 pub fn run(args: TrainArgs, global: Global) -> anyhow::Result<ExitCode> {
-    let mut overrides = args.overrides;
+    let mut overrides = args.overrides.clone();
     overrides.extend(args.replicas.map(|replicas| format!("training.replicas={replicas}")));
     let config = RunConfig::load(&args.config, &overrides)?;
+    if let Some(ranks) = ranks() {
+        return on_ranks(args, config, global, ranks);
+    }
+    if args.servers.is_some() {
+        return Err(Error::Mismatch(
+            "--servers is for several ranks: start them with mpirun -n N striate train ...".into(),
+        )
+        .into());
+    }
     let threads = global.use_threads(args.threads)?;
     if args.find_lr {
         return find_lr(&config, &args.frames, threads, global);
@@ -140,6 +176,7 @@ pub fn run(args: TrainArgs, global: Global) -> anyhow::Result<ExitCode> {
         resume: args.resume,
         accept_changes: args.accept_changes,
         frames: &args.frames,
+        lead: None,
         interrupted: &interrupted,
     };
     let summary = train(&config, &mut frames, &args.out, &options, |happened| show(&bar, happened));

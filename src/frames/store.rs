@@ -261,6 +261,16 @@ impl FrameStore {
         self.entries.is_empty()
     }
 
+    /// Which of `readers` reads a picture where each reads its own: all of a shard the same one, where there are enough shards;
+    /// else those side by side.
+    pub fn reader(&self, index: usize, readers: usize) -> usize {
+        if self.in_tar && self.files.len() >= readers {
+            self.entries[index].file as usize % readers
+        } else {
+            index * readers / self.entries.len()
+        }
+    }
+
     /// Name of a picture without its ending; with the path inside the tar or folder.
     ///
     /// # Panics

@@ -3,16 +3,18 @@
 //! A checkpoint is a folder: `model.safetensors` (or, above 5 GB, numbered files with an index, as Hugging Face has it)
 //! with `stage{s}.W1` and `stage{s}.W2` as `[row, column, map, channel, dy, dx]` and the whitening; `optimiser.safetensors`
 //! with the sums of Adagrad; `state.json`; and `SHA256SUMS` of all these, as `sha256sum --check` reads them. It is written
-//! beside its place and renamed when complete. Weights are converted on their way, some rows of positions at a time, so that
+//! beside its place and renamed when complete. Weights are converted on their way, some blocks at a time, so that
 //! writing and reading need no memory of the size of the weights.
 
 mod check;
 mod read;
+pub mod share;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, sync_channel};
 use std::thread;
@@ -33,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::geometry::StageShape;
 use crate::rng;
 pub use check::{Check, check};
+pub use read::{load_into, load_whitening};
 
 /// Changes when files of older versions can no longer be read as they are.
 const FORMAT: u32 = 1;
@@ -40,8 +43,11 @@ const FORMAT: u32 = 1;
 /// Weights that go into one file.
 const FILE_BYTES: usize = 5_000_000_000;
 
-/// Weights that are converted at a time, as far as whole rows of positions allow.
+/// Weights that are converted at a time, as far as whole blocks allow.
 const BLOCK_BYTES: usize = 16 << 20;
+
+/// Comes after the name of a tensor in that of a piece of it.
+const PIECE: &str = ".units-";
 
 /// Hashes of the other files of a checkpoint.
 const SUMS: &str = "SHA256SUMS";
@@ -63,21 +69,27 @@ type NamedArrays = fn(&Blocks) -> &'static [(&'static str, Weights)];
 
 /// A tensor that is converted to its layout on disk when it is its turn to be written.
 enum Tensor<'a> {
-    Weights(&'a Stage, Weights),
+    Weights(&'a Stage, Weights, Range<usize>),
     Values(Vec<usize>, Cow<'a, [f32]>),
 }
 
 impl Tensor<'_> {
     fn shape(&self) -> Vec<usize> {
         match self {
-            Tensor::Weights(stage, _) => shape_in_files(&stage.shape).to_vec(),
+            Tensor::Weights(stage, _, blocks) if blocks.len() == stage.blocks.all().len() => {
+                shape_in_files(&stage.shape).to_vec()
+            }
+            Tensor::Weights(stage, _, blocks) => {
+                let (s, numbers) = (&stage.shape, stage.in_files(blocks.clone()).len());
+                vec![numbers / s.taps(), s.input.channels, s.field, s.field]
+            }
             Tensor::Values(shape, _) => shape.clone(),
         }
     }
 
     fn dtype(&self) -> Dtype {
         match self {
-            Tensor::Weights(stage, _) => dtype_of(stage.precision()),
+            Tensor::Weights(stage, ..) => dtype_of(stage.precision()),
             Tensor::Values(..) => Dtype::F32,
         }
     }
@@ -88,7 +100,7 @@ impl Tensor<'_> {
 
     fn write(&self, to: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         match self {
-            Tensor::Weights(stage, which) => write_weights(stage, *which, to),
+            Tensor::Weights(stage, which, blocks) => write_weights(stage, (*which, blocks), to),
             Tensor::Values(_, values) => {
                 to(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
             }
@@ -96,23 +108,23 @@ impl Tensor<'_> {
     }
 }
 
-/// Some rows of positions at a time: a thread converts the next while the last are written.
+/// Some blocks at a time: a thread converts the next while the last are written.
 fn write_weights(
     stage: &Stage,
-    which: Weights,
+    (which, blocks): (Weights, &Range<usize>),
     to: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
-    let (rows, at_once) = (stage.shape.filtered.rows, rows_at_once(stage));
-    let convert = |first: usize, blocks: &mut Vec<Vec<u8>>| {
-        blocks.resize_with(at_once.min(rows - first), Vec::new);
-        blocks.par_iter_mut().enumerate().for_each(|(at, bytes)| {
+    let at_once = blocks_at_once(stage);
+    let convert = |numbers: Range<usize>, converted: &mut Vec<Vec<u8>>| {
+        converted.resize_with(numbers.len(), Vec::new);
+        converted.par_iter_mut().zip(numbers).for_each(|(bytes, number)| {
             bytes.clear();
             match stage.precision() {
                 Precision::F32 => {
-                    stage.for_each_weight(which, first + at, |w| bytes.extend_from_slice(&w.to_le_bytes()));
+                    stage.for_each_weight(which, number, |w| bytes.extend_from_slice(&w.to_le_bytes()));
                 }
                 // The upper half of the bits is all of them.
-                Precision::Bf16 => stage.for_each_weight(which, first + at, |w| {
+                Precision::Bf16 => stage.for_each_weight(which, number, |w| {
                     bytes.extend_from_slice(&w.to_le_bytes()[2..]);
                 }),
             }
@@ -122,20 +134,20 @@ fn write_weights(
     let (written, emptied) = channel();
     thread::scope(|scope| {
         scope.spawn(move || {
-            for first in (0..rows).step_by(at_once) {
-                let mut blocks = emptied.try_recv().unwrap_or_default();
-                convert(first, &mut blocks);
+            for first in blocks.clone().step_by(at_once) {
+                let mut some = emptied.try_recv().unwrap_or_default();
+                convert(first..(first + at_once).min(blocks.end), &mut some);
                 // Nobody takes them where writing has failed.
-                if converted.send(blocks).is_err() {
+                if converted.send(some).is_err() {
                     return;
                 }
             }
         });
         // By value: dropped where writing fails, which ends the thread.
-        for blocks in ready {
-            blocks.iter().try_for_each(|bytes| to(bytes))?;
+        for some in ready {
+            some.iter().try_for_each(|bytes| to(bytes))?;
             // After the last there is no one to take it.
-            let _ = written.send(blocks);
+            let _ = written.send(some);
         }
         Ok(())
     })
@@ -154,19 +166,37 @@ fn shape_in_files(s: &StageShape) -> [usize; 6] {
     [s.filtered.rows, s.filtered.cols, s.filtered.channels, s.input.channels, s.field, s.field]
 }
 
-/// Rows of positions that are converted together.
-fn rows_at_once(stage: &Stage) -> usize {
-    let row_bytes = stage.precision().bytes() * stage.count() / stage.shape.filtered.rows;
-    (BLOCK_BYTES / row_bytes.max(1)).max(rayon::current_num_threads())
+/// Blocks that are converted together.
+fn blocks_at_once(stage: &Stage) -> usize {
+    let block_bytes = stage.precision().bytes() * stage.count() / stage.blocks.all().len();
+    (BLOCK_BYTES / block_bytes.max(1)).max(rayon::current_num_threads())
 }
 
-/// Those of each stage's arrays that `arrays` names.
-fn weight_tensors(network: &Network, arrays: NamedArrays) -> Vec<(String, Tensor<'_>)> {
-    let of_stage = |(number, stage)| {
-        let tensor = move |&(name, which)| (format!("stage{number}.{name}"), Tensor::Weights(stage, which));
+/// Those of each stage's arrays that `arrays` names: whole, or the blocks that `share` says of each stage.
+fn weight_tensors<'a>(
+    network: &'a Network,
+    arrays: NamedArrays,
+    share: Option<&'a dyn Fn(usize) -> Range<usize>>,
+) -> Vec<(String, Tensor<'a>)> {
+    let of_stage = |(index, stage): (usize, &'a Stage)| {
+        let all = 0..stage.blocks.all().len();
+        let blocks = share.map_or(all.clone(), |share| share(index));
+        let part = if blocks == all { String::new() } else { piece_suffix(stage, &blocks) };
+        let tensor = move |&(name, which): &(&str, Weights)| {
+            (format!("stage{}.{name}{part}", stage.number), Tensor::Weights(stage, which, blocks.clone()))
+        };
         arrays(&stage.blocks).iter().map(tensor)
     };
-    (1..).zip(&network.stages).flat_map(of_stage).collect()
+    let all = network.stages.iter().enumerate().flat_map(of_stage);
+    all.filter(|(_, tensor)| tensor.bytes() > 0).collect()
+}
+
+/// What is added to a tensor's name where it holds the filters of some simple units only, in the order `[row, column, map]`:
+/// `.units-FIRST-END`.
+fn piece_suffix(stage: &Stage, blocks: &Range<usize>) -> String {
+    let Range { start, end } = stage.in_files(blocks.clone());
+    let per_unit = stage.shape.taps();
+    format!("{PIECE}{}-{}", start / per_unit, end / per_unit)
 }
 
 fn whitening_tensors(whitening: &Whitening) -> Vec<(String, Tensor<'_>)> {
@@ -204,22 +234,37 @@ pub fn save(
     state: &impl Serialize,
 ) -> Result<()> {
     let about = About { config, data };
-    let partial = to.with_extension("partial");
-    let parent = to.parent().unwrap_or(Path::new("."));
+    let parent = parent(to);
     fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
     check_room(parent, network, whitening)?;
-    if partial.exists() {
-        fs::remove_dir_all(&partial).map_err(Error::io(&partial, "remove"))?;
-    }
-    fs::create_dir(&partial).map_err(Error::io(&partial, "create"))?;
+    let partial = new_folder(to)?;
     let written = write_all(&partial, about, network, whitening, state);
     if let Err(error) = written {
         // What is half written would only fill the disk; the error that matters is the first.
         let _ = fs::remove_dir_all(&partial);
         return Err(error);
     }
-    fs::rename(&partial, to).map_err(Error::io(to, "move the finished checkpoint to"))?;
-    sync(parent)
+    rename_finished(&partial, to)
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
+}
+
+/// The new folder beside a checkpoint's place in which it is written.
+fn new_folder(to: &Path) -> Result<PathBuf> {
+    let partial = to.with_extension("partial");
+    if partial.exists() {
+        fs::remove_dir_all(&partial).map_err(Error::io(&partial, "remove"))?;
+    }
+    fs::create_dir_all(&partial).map_err(Error::io(&partial, "create"))?;
+    Ok(partial)
+}
+
+/// Gives a checkpoint that is complete its name.
+fn rename_finished(partial: &Path, to: &Path) -> Result<()> {
+    fs::rename(partial, to).map_err(Error::io(to, "move the finished checkpoint to"))?;
+    sync(parent(to))
 }
 
 /// Waits until a file or folder is on the disk.
@@ -267,12 +312,17 @@ fn write_all(
     state: &impl Serialize,
 ) -> Result<()> {
     let mut tensors = whitening_tensors(whitening);
-    tensors.extend(weight_tensors(network, Blocks::arrays));
+    tensors.extend(weight_tensors(network, Blocks::arrays, None));
     let mut sums = write_model(folder, about, tensors)?;
     if network.stages.iter().any(|stage| stage.has_sums()) {
-        let tensors = weight_tensors(network, Blocks::sum_arrays);
+        let tensors = weight_tensors(network, Blocks::sum_arrays, None);
         sums.push(write_tensors(folder, "optimiser.safetensors", about, tensors)?);
     }
+    write_state(folder, state, sums)
+}
+
+/// The state of the training, and the hashes of all files of a checkpoint, of which those of `sums` are there.
+fn write_state(folder: &Path, state: &impl Serialize, mut sums: Vec<Sum>) -> Result<()> {
     let text = serde_json::to_string_pretty(state).expect("state is plain data") + "\n";
     sums.push(write_file(folder, "state.json", |write| write(text.as_bytes()))?);
     let lines: String = sums.iter().map(|(name, hash)| format!("{hash}  {name}\n")).collect();

@@ -110,7 +110,7 @@ impl Stage {
         seed: u64,
         sums: bool,
     ) -> Stage {
-        let mut stage = Stage::zeros(number, shape, settings, precision, sums);
+        let stage = Stage::zeros(number, shape, settings, precision, sums);
         stage.blocks.draw(number, seed);
         stage
     }

@@ -238,10 +238,10 @@ impl Blocks {
 
     /// Encoder entries from N(0, 1/taps), decoder filters the same directions with norm 1; drawn from the streams
     /// `weights <number>` of `seed`. What the optimiser remembers becomes 0.
-    pub fn draw(&mut self, number: usize, seed: u64) {
+    pub fn draw(&self, number: usize, seed: u64) {
         let (maps, taps) = (self.shape.filtered.channels, self.shape.taps());
         let (scale, per_row) = ((taps as f32).powf(-0.5), self.per_row);
-        self.blocks.par_chunks_mut(per_row).enumerate().for_each(|(row, blocks)| {
+        self.blocks.par_chunks(per_row).enumerate().for_each(|(row, blocks)| {
             let mut rng = rng::stream(seed, &format!("weights {number}"), row as u64);
             let (mut filters, mut norms) = (vec![0f32; taps * maps], vec![0f32; maps]);
             for col in 0..self.shape.filtered.cols {
@@ -253,9 +253,12 @@ impl Blocks {
                         *norm += *weight * *weight;
                     }
                 }
-                for block in blocks.iter_mut().filter(|block| block.place.cols.contains(&col)) {
+                for block in blocks.iter().filter(|block| block.place.cols.contains(&col)) {
                     let ((_, padded), Place { cols, maps: held, .. }) = (block.maps(), block.place.clone());
                     let mut arrays = block.write();
+                    if arrays.encoder.is_empty() {
+                        continue;
+                    }
                     if col == cols.start {
                         arrays.forget();
                     }
@@ -379,6 +382,9 @@ impl Blocks {
         let draw: Vec<f32> = StandardNormal.sample_iter(rng).take(taps).collect();
         let (scale, norm) = ((taps as f32).powf(-0.5), draw.iter().map(|x| x * x).sum::<f32>().sqrt());
         let arrays = &mut *block.write();
+        if arrays.encoder.is_empty() {
+            return;
+        }
         for (tap, value) in draw.into_iter().enumerate() {
             let at = (col * taps + tap) * padded + map;
             arrays.encoder.set(at, scale * value);
@@ -397,7 +403,8 @@ impl Blocks {
         let side =
             (s.filtered.rows, s.filtered.cols, s.filtered.channels, s.input.channels, s.field, s.field);
         let mut out = Vec::with_capacity(self.count());
-        (0..s.filtered.rows).for_each(|row| self.for_each_weight(which, row, |weight| out.push(weight)));
+        (0..self.blocks.len())
+            .for_each(|block| self.for_each_weight(which, block, |weight| out.push(weight)));
         Array::from_shape_vec(side, out).expect("all positions were visited")
     }
 
@@ -415,23 +422,51 @@ impl Blocks {
         })
     }
 
-    /// Calls `visit` with every weight of a row of positions, in the order of [`Blocks::weights`].
-    pub fn for_each_weight(&self, which: Weights, row: usize, mut visit: impl FnMut(f32)) {
-        for block in self.of_row(row) {
-            let arrays = block.read();
-            let array = arrays.get(which);
-            self.places_in_files(block, |place| visit(array.get(place)));
-        }
+    /// Where the weights of blocks side by side lie among all of an array, in the order of [`Blocks::weights`].
+    pub fn in_files(&self, blocks: Range<usize>) -> Range<usize> {
+        let per_unit = self.shape.taps();
+        let start = |number| {
+            if number < self.blocks.len() { self.first_unit(number) * per_unit } else { self.count() }
+        };
+        start(blocks.start)..start(blocks.end)
+    }
+
+    /// Calls `visit` with every weight of a block, in the order of [`Blocks::weights`].
+    pub fn for_each_weight(&self, which: Weights, block: usize, mut visit: impl FnMut(f32)) {
+        let block = &self.blocks[block];
+        let arrays = block.read();
+        let array = arrays.get(which);
+        self.places_in_files(block, |place| visit(array.get(place)));
+    }
+
+    /// Takes the weights of a block in the order of [`Blocks::weights`].
+    pub fn set_block(&self, which: Weights, block: usize, mut values: impl Iterator<Item = f32>) {
+        let block = &self.blocks[block];
+        let mut arrays = block.write();
+        let array = arrays.get_mut(which);
+        self.places_in_files(block, |place| {
+            array.set(place, values.next().expect("as many values as weights"));
+        });
     }
 
     /// Takes the weights of a row of positions in the order of [`Blocks::weights`].
     pub fn set_weights(&self, which: Weights, row: usize, mut values: impl Iterator<Item = f32>) {
-        for block in self.of_row(row) {
-            let mut arrays = block.write();
-            let array = arrays.get_mut(which);
-            self.places_in_files(block, |place| {
-                array.set(place, values.next().expect("as many values as weights"));
-            });
+        let blocks = row * self.per_row..(row + 1) * self.per_row;
+        blocks.for_each(|block| self.set_block(which, block, &mut values));
+    }
+
+    /// Keeps only some blocks; the others hold nothing any more.
+    pub fn keep_only(&self, held: Range<usize>) {
+        let others = self.blocks.iter().enumerate().filter(|(number, _)| !held.contains(number));
+        for (_, block) in others {
+            let arrays = &mut *block.write();
+            let all = [
+                &mut arrays.encoder,
+                &mut arrays.decoder,
+                &mut arrays.encoder_sums,
+                &mut arrays.decoder_sums,
+            ];
+            all.into_iter().for_each(|array| *array = Stored::zeros(0, self.precision));
         }
     }
 

@@ -30,7 +30,7 @@ const PAPER: [(Control, [Option<f64>; 3]); 10] = [
 pub struct Comparison {
     /// One for each thing, by its name.
     pub concepts: Vec<Concept>,
-    /// What a reader should know: lines that are missing in some runs, tables of older checkpoints.
+    /// What a reader should know: tables of older checkpoints.
     pub notes: Vec<String>,
 }
 
@@ -95,12 +95,12 @@ pub fn compare(runs: &[PathBuf], concept: Option<&str>) -> Result<Comparison> {
             format!("neither here nor in the other runs is a table{missing}: `striate controls` makes one");
         return Err(Error::bad_file(runs[0].join("controls"), problem));
     }
-    let concepts = tables.into_iter().map(|(name, tables)| Concept::of(name, &tables, &mut notes));
+    let concepts = tables.into_iter().map(|(name, tables)| Concept::of(name, &tables));
     Ok(Comparison { concepts: concepts.collect::<Result<Vec<Concept>>>()?, notes })
 }
 
 impl Concept {
-    fn of(concept: String, tables: &[(&PathBuf, Table)], notes: &mut Vec<String>) -> Result<Concept> {
+    fn of(concept: String, tables: &[(&PathBuf, Table)]) -> Result<Concept> {
         let (first, reference) = &tables[0];
         for (run, Table { made, .. }) in tables {
             let same = (&made.pictures, &made.settings.kinds, made.settings.filters)
@@ -116,11 +116,7 @@ impl Concept {
             }
         }
         let rows = Control::ALL.into_iter().filter_map(|control| Line::of(&concept, control, tables));
-        let rows: Vec<Line> = rows.collect();
-        for row in rows.iter().filter(|row| row.accuracies.len() < tables.len()) {
-            let (made, all) = (row.accuracies.len(), tables.len());
-            notes.push(format!("{concept}: {} is of {made} of {all} runs", row.control.title()));
-        }
+        let rows = rows.collect();
         let (positives, negatives) = (reference.made.positives, reference.made.negatives);
         let runs = tables.iter().map(|(run, _)| (*run).clone()).collect();
         Ok(Concept { concept, positives, negatives, runs, rows })
@@ -189,7 +185,9 @@ impl fmt::Display for Concept {
             let paper = row.paper.map_or(String::new(), |figure| format!("{figure:.1}"));
             let (deviation, worst) = (maybe(row.deviation), percent(row.worst));
             let (mean, held_out, margin) = (percent(row.mean), percent(row.held_out), maybe(row.margin));
-            let title = row.control.title();
+            let of = row.accuracies.len();
+            let of = if of < runs.len() { format!(" ({of} of {} runs)", runs.len()) } else { String::new() };
+            let title = row.control.title().to_owned() + &of;
             write!(f, "| {strong}{title}{strong} | {paper} | {strong}{mean}{strong} | {deviation} ")?;
             writeln!(f, "| {worst} | {held_out} | {margin} |")?;
         }

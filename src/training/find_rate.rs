@@ -95,7 +95,7 @@ pub fn find_rate(
     let whitening = Whitening::fit(&config.input, frames, seed)?;
     let inputs = Inputs::new(frames, &whitening, (available_memory() / 4) as usize);
     let pools = Pools::new(threads, 1, Mode::Sync)?;
-    let mut store = Store::new(Network::new(config, seed)?);
+    let store = Store::new(Network::new(config, seed)?);
     // The weights change step by step, whatever a run does.
     let training = Training { fetch_every: 1, push_every: 1, ..config.training.clone() };
     let rows = if threads > 1 { Rows::Shared } else { Rows::InTurn };
@@ -108,9 +108,9 @@ pub fn find_rate(
     for (stages, _) in &phases {
         let job = Job { training: &training, stages: stages.clone() };
         // Mean losses of the first and of the last steps, from the stages' first weights.
-        let mut try_rate = |store: &mut Store, rate: f64, steps: u64| -> Result<(f64, f64)> {
+        let mut try_rate = |store: &Store, rate: f64, steps: u64| -> Result<(f64, f64)> {
             for index in stages.clone() {
-                let stage = &mut store.network.stages[index];
+                let stage = &store.network.stages[index];
                 stage.blocks.draw(stage.number, seed);
             }
             let training = Training { rate, ..training.clone() };
@@ -133,12 +133,12 @@ pub fn find_rate(
         };
         let (mut tried, mut before) = (Vec::new(), 0.0);
         for rate in (0..RATES.1).map(|doubled| RATES.0 * f64::from(1 << doubled)) {
-            let (first, last) = try_rate(&mut store, rate, STEPS)?;
+            let (first, last) = try_rate(&store, rate, STEPS)?;
             before = first;
             tried.push((rate, Some(last).filter(|loss| loss.is_finite())));
         }
         let rate = choose(&tried);
-        try_rate(&mut store, rate, SETTLING)?;
+        try_rate(&store, rate, SETTLING)?;
         let stages = stages.clone().map(|stage| stage + 1).collect();
         found.push(FoundRate { stages, rate, before, tried });
     }

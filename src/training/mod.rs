@@ -3,6 +3,8 @@
 //! checkpoints to go on from.
 
 mod board;
+pub mod cluster;
+mod engine;
 pub mod events;
 mod feeder;
 pub mod find_rate;
@@ -20,8 +22,8 @@ pub mod validate;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -30,17 +32,20 @@ use crate::config::{OnDivergence, OnFullDisk, RunConfig};
 use crate::dataset::{Augment, Dataset, Shuffle, Split, available_memory};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::frames::FrameStore;
 use crate::kernels::{Buffer, Cpu, lanes_for, machine};
 use crate::network::checkpoint::{self, Checkpoint};
 use crate::network::preprocess::{Inputs, Scratch, Whitening};
 use crate::network::{Network, costs};
 use board::Board;
 pub use board::EVENTS;
-use feeder::Feeder;
+use cluster::lead::Lead;
+use cluster::{Ranks, follow};
+use engine::Engine;
+pub(crate) use feeder::Feeder;
 use monitor::{LogLine, Monitor, Totals};
 pub use parallel::{Parallel, check_memory};
-use parallel::{ahead, inputs_len};
-use replica::Replica;
+pub(crate) use parallel::{ahead, inputs_len};
 use run::{Pools, Run};
 use server::Store;
 use state::RollBacks;
@@ -48,6 +53,7 @@ pub use state::{Best, FramesUsed, State, check_folder};
 use validate::Validation;
 
 /// What else [`train`] wants to know.
+#[derive(Clone, Copy)]
 pub struct Options<'a> {
     /// Seed of weights, order and everything else.
     pub seed: u64,
@@ -59,6 +65,8 @@ pub struct Options<'a> {
     pub accept_changes: bool,
     /// Where the frames are from, for the record.
     pub frames: &'a Path,
+    /// The other ranks, if this process leads a job of several.
+    pub lead: Option<(&'a Lead<'a>, &'a FrameStore)>,
     /// Set to a signal's number to stop after the current step, save and return.
     pub interrupted: &'a AtomicUsize,
 }
@@ -210,7 +218,9 @@ pub fn train(
     let warnings =
         health::check_frames(config, frames).map_err(|e| Error::bad_file(options.frames, e.to_string()))?;
     let threads = options.threads.max(1);
-    let replicas = Parallel::new(config, threads).replicas;
+    let replicas = options.lead.map_or_else(|| Parallel::new(config, threads).replicas, |_| 1);
+    let workers = options.lead.map_or(1, |(lead, _)| lead.ranks().workers);
+    let (learners, all_threads) = (replicas.max(workers), threads * workers);
     check_memory(config, replicas)?;
     let cpu = Cpu::detect()?;
     fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
@@ -251,7 +261,7 @@ pub fn train(
             (network, whitening, State::new(options.seed, used.clone()), Vec::new())
         }
     };
-    let split = Split::new(&frames.keys, config.training.held_out, state.seed);
+    let mut split = Split::new(&frames.keys, config.training.held_out, state.seed);
     let held_out = split.fingerprint();
     if going_on && state.held_out.is_empty() {
         let problem =
@@ -264,6 +274,10 @@ pub fn train(
         return Err(Error::bad_file(options.frames, problem));
     }
     state.held_out = held_out;
+    // What this process learns from: all, or the leader's share.
+    if let Some((lead, store)) = options.lead {
+        split = follow::own_split(frames, store, config, state.seed, (0, lead.ranks().workers))?;
+    }
     let phases = config.phases();
     if state.phase == phases.len() && changes.is_empty() {
         // Complete: it stays as it is.
@@ -271,7 +285,7 @@ pub fn train(
             config,
             &state,
             &split,
-            (out, threads, replicas),
+            (out, all_threads, learners),
             (state.step, 0.0),
             Totals::default(),
         );
@@ -290,15 +304,22 @@ pub fn train(
     let bytes = (state.log_bytes, state.validation_bytes);
     let mut monitor = Monitor::open(out, bytes, (state.step, batch), every)?;
     monitor.goes_on_when_full(config.training.on_full_disk == OnFullDisk::GoOn);
+    let weights = Arc::new(network);
+    let mut engine = match options.lead {
+        Some((lead, _)) => Engine::Cluster(lead),
+        None => Engine::Threads(Store::new(Arc::clone(&weights))),
+    };
+    engine.begin_from(&weights, out, state.seed)?;
     let mut run = Run {
         config,
         out,
-        replicas: (0..replicas).map(|_| Replica::new(&network, &config.training, replicas, rows)).collect(),
-        store: Store::new(network),
+        replicas: engine.replicas(&weights, config, (replicas, rows)),
+        engine,
+        weights,
         whitening: &whitening,
         inputs: &inputs,
         split: &split,
-        peak: 1e9 * pools.all.install(|| machine::fma_peak(cpu, PEAK_MS)),
+        peak: 1e9 * workers as f64 * pools.all.install(|| machine::fma_peak(cpu, PEAK_MS)),
         pools,
         monitor: Mutex::new(monitor),
         health: Mutex::default(),
@@ -309,7 +330,13 @@ pub fn train(
         saved: Instant::now(),
         costs,
     };
-    let how = format!("{replicas} replicas on {threads} threads, {} frames", frames.len());
+    let how = match options.lead {
+        Some((lead, _)) => {
+            let Ranks { workers, servers } = lead.ranks();
+            format!("{workers} workers of {threads} threads each, {servers} servers, {} frames", frames.len())
+        }
+        None => format!("{replicas} replicas on {threads} threads, {} frames", frames.len()),
+    };
     match going_on {
         true => run.note_quietly(state.step, &format!("went on with {how}"))?,
         false => run.note_quietly(0, &format!("began with {how}; seed {}", state.seed))?,
@@ -320,16 +347,24 @@ pub fn train(
     for change in &changes {
         run.note(state.step, &format!("setting changed: {change}"))?;
     }
+    if options.lead.is_some() && !going_on {
+        // Workers take from it what is done to pictures first.
+        run.save(&mut state, None, false)?;
+    }
     let (steps_before, seconds_before) = (state.step, state.seconds);
     let mut roll_backs = RollBacks::read(out)?;
     loop {
         let outcome = std::thread::scope(|scope| {
-            let shuffle = Shuffle::new(state.seed, split.training.len(), config.training.batch);
             let left =
                 phases.iter().skip(state.phase).map(|(_, steps)| steps).sum::<u64>() - state.phase_step;
-            let numbers = state.step..state.step + left;
-            let prepare =
-                prepare(&inputs, &split, &skipped, shuffle, lanes_for(config.training.batch), state.step);
+            let (shuffle_seed, numbers) = match options.lead {
+                // Who learns from how many is not known: it goes by who is faster.
+                Some(_) => (follow::shuffle_seed(state.seed, 0), state.step / workers as u64..u64::MAX),
+                None => (state.seed, state.step..state.step + left),
+            };
+            let shuffle = Shuffle::new(shuffle_seed, split.training.len(), config.training.batch);
+            let lanes = lanes_for(config.training.batch);
+            let prepare = prepare(&inputs, &split, &skipped, shuffle, lanes, numbers.start);
             let feeder = Feeder::start(scope, numbers, (ahead(replicas), inputs_len(config)), prepare)?;
             run.train(&mut state, &feeder, roll_backs.rate_factor())
         });
@@ -354,7 +389,8 @@ pub fn train(
     }
     let totals = run.lock_monitor().totals().clone();
     let seconds = state.seconds - seconds_before;
-    let summary = summary(config, &state, &split, (out, threads, replicas), (steps_before, seconds), totals)?;
+    let summary =
+        summary(config, &state, &split, (out, all_threads, learners), (steps_before, seconds), totals)?;
     run.note_quietly(state.step, if summary.finished { "done" } else { "interrupted and saved" })?;
     Ok(summary)
 }
@@ -391,14 +427,26 @@ fn summary(
 
 /// Pictures that were passed over since they could not be read.
 #[derive(Default)]
-struct Skipped {
+pub(crate) struct Skipped {
     count: AtomicUsize,
     /// It was written down that there are some.
     noted: AtomicBool,
 }
 
+impl Skipped {
+    /// Counts some more.
+    pub(crate) fn add(&self, count: usize) {
+        self.count.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// How many were counted since the last call.
+    pub(crate) fn take(&self) -> usize {
+        self.count.swap(0, Ordering::Relaxed)
+    }
+}
+
 /// What prepares the minibatches of a run, in turn from number `first`.
-fn prepare<'a>(
+pub(crate) fn prepare<'a>(
     inputs: &'a Inputs,
     split: &'a Split,
     skipped: &'a Skipped,
@@ -418,7 +466,7 @@ fn prepare<'a>(
         inputs.announce(&following);
         let missing = inputs.fill_minibatch(Some(number), &indices, lanes, buffer, &mut scratch)?;
         if missing > 0 {
-            skipped.count.fetch_add(missing, Ordering::Relaxed);
+            skipped.add(missing);
         }
         Ok(())
     }

@@ -1,5 +1,9 @@
 //! From gradients to steps: SGD, momentum and Adagrad, clipping, decay of the encoder, the bound on the decoder, the schedule.
 
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
 use crate::config::{Optimiser, Training};
 use crate::kernels::{Cpu, Kernel, Simd, with_scratch};
 use crate::network::{At, WeightUpdate, Weights};
@@ -11,6 +15,31 @@ pub fn schedule(training: &Training, step: u64, steps: u64) -> f64 {
     let done = step as f64 / steps.max(1) as f64;
     let fall = if done <= hold { 1.0 } else { 1.0 + (end - 1.0) * ((done - hold) / (1.0 - hold)).min(1.0) };
     fall.min(rise)
+}
+
+/// What a while of training is about.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plan {
+    /// The stages that learn.
+    pub stages: Range<usize>,
+    /// Steps of their phase.
+    pub steps: u64,
+    /// Step of the run at which the phase began.
+    pub phase_start: u64,
+    /// What the schedule is multiplied by.
+    pub rate_factor: f64,
+}
+
+impl Plan {
+    /// The schedule's factor at a step of the run.
+    pub fn factor(&self, training: &Training, number: u64) -> f64 {
+        self.rate_factor * schedule(training, number - self.phase_start, self.steps)
+    }
+
+    /// What makes new weights of a gradient at a step of the run.
+    pub fn step(&self, cpu: Cpu, training: &Training, number: u64) -> Step {
+        Step::new(cpu, training, self.factor(training, number), number)
+    }
 }
 
 /// The update of one step.

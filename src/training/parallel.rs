@@ -41,12 +41,12 @@ impl Parallel {
 }
 
 /// Minibatches prepared before they are taken: one for each replica, as many again for when it is slow, and one at work.
-pub(super) fn ahead(replicas: usize) -> usize {
+pub(crate) fn ahead(replicas: usize) -> usize {
     2 * replicas + 1
 }
 
 /// Numbers in the input of a minibatch.
-pub(super) fn inputs_len(config: &RunConfig) -> usize {
+pub(crate) fn inputs_len(config: &RunConfig) -> usize {
     config.input_shape().len() * lanes_for(config.training.batch)
 }
 

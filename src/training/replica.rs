@@ -4,13 +4,13 @@
 //! updates them in place, block by block, as gradients are made.
 
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use rayon::prelude::*;
 
 use super::optimiser::Step;
 use super::server::{Gradients, Own, ParameterServer, Push, When, square};
-use crate::config::{RunConfig, Training};
+use crate::config::Training;
 use crate::error::Result;
 use crate::kernels::{Rows, with_scratch};
 use crate::network::objective::Loss;
@@ -22,7 +22,7 @@ pub struct Replica {
     /// Its minibatch and activations.
     pub work: Workspace,
     /// Its weights, if it fetches them only now and then.
-    own: Option<Network>,
+    own: Option<Arc<Network>>,
     /// Its gradient, if that is not applied as it is made.
     accrued: Option<Gradients>,
     fetched: Option<Fetched>,
@@ -146,7 +146,7 @@ impl Replica {
     pub fn new(store: &Network, training: &Training, replicas: usize, rows: Rows) -> Replica {
         Replica {
             work: store.workspace(training.batch).with_rows(rows),
-            own: training.copies_weights().then(|| store.zeros_like()),
+            own: training.copies_weights().then(|| Arc::new(store.zeros_like())),
             accrued: training.keeps_gradients(replicas).then(|| Gradients::zeros(store)),
             fetched: None,
             oldest: None,
@@ -155,23 +155,18 @@ impl Replica {
         }
     }
 
-    /// One whose parameter server is not in this process's memory: weights and a gradient are its own, and what the optimiser
-    /// remembers, if it learns on between fetches.
-    ///
-    /// # Errors
-    /// As [`Network::zeros`].
-    pub fn far(config: &RunConfig, rows: Rows) -> Result<Replica> {
-        let training = &config.training;
-        let own = Network::zeros(config, training.copies_weights())?;
-        Ok(Replica {
+    /// One whose parameter server is not in this process's memory: a gradient is its own, and the weights of `own`, with what the
+    /// optimiser remembers of them if it learns on between fetches.
+    pub fn far(own: &Arc<Network>, training: &Training, rows: Rows) -> Replica {
+        Replica {
             work: own.workspace(training.batch).with_rows(rows),
-            accrued: Some(Gradients::zeros(&own)),
-            own: Some(own),
+            accrued: Some(Gradients::zeros(own)),
+            own: Some(Arc::clone(own)),
             fetched: None,
             oldest: None,
             since_fetch: 0,
             since_push: 0,
-        })
+        }
     }
 
     /// Learns from the minibatch in `work` without waiting for other replicas; `step` is that of its number. Calls `pushed` with
@@ -208,7 +203,7 @@ impl Replica {
             _ => Changes::InPlace,
         };
         let network =
-            self.own.as_ref().or(shared).expect("weights of its own where the shared are elsewhere");
+            self.own.as_deref().or(shared).expect("weights of its own where the shared are elsewhere");
         let update = Learn { step, changes, accrued, norms };
         network.learn(&mut self.work, job.stages.clone(), job.training.objective, &update);
         if self.since_push == job.training.push_every {
@@ -235,14 +230,9 @@ impl Replica {
         server.settle(&self.own(job), &mut pushed)
     }
 
-    /// The network that it has for itself, if it has.
-    pub fn network(&self) -> Option<&Network> {
-        self.own.as_ref()
-    }
-
     /// Its own weights; stages below those that learn are the input of these.
     fn own(&self, job: &Job) -> Own<'_> {
-        Own { network: self.own.as_ref(), end: job.stages.end, rows: self.work.rows() }
+        Own { network: self.own.as_deref(), end: job.stages.end, rows: self.work.rows() }
     }
 
     /// Forgets what it fetched and has not pushed.

@@ -4,22 +4,23 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
 
 use super::board::Board;
+use super::cluster::lead::{Lead, News, Order, Report};
+use super::engine::Engine;
 use super::feeder::Feeder;
 use super::health::Health;
 use super::monitor::{Done, LogLine, Monitor, Position};
-use super::optimiser::{Step, schedule};
+use super::optimiser::{Plan, Step};
 use super::replica::{Job, Norms, Replica, learn_together};
-use super::server::Store;
 use super::state::{Best, FramesUsed, State, load};
-use super::validate::{StageValidation, Validation, revive, validate};
+use super::validate::{StageValidation, Validation, validate};
 use super::{Happened, Options, Skipped};
-use crate::config::{DeadUnits, Mode, OnFullDisk, RunConfig, Training};
+use crate::config::{DeadUnits, Mode, OnFullDisk, RunConfig};
 use crate::dataset::Split;
 use crate::error::{Error, Result};
 use crate::kernels::Rows;
@@ -31,7 +32,10 @@ use crate::network::{Network, StageCost, checkpoint, learn_flops, training_bytes
 pub(super) struct Run<'a, W> {
     pub config: &'a RunConfig,
     pub out: &'a Path,
-    pub store: Store,
+    /// Where the weights are that replicas share, and who learns.
+    pub engine: Engine<'a>,
+    /// Those weights, as far as they are known here: between stretches, as they are.
+    pub weights: Arc<Network>,
     pub whitening: &'a Whitening,
     pub inputs: &'a Inputs<'a>,
     pub split: &'a Split,
@@ -79,23 +83,12 @@ pub(super) fn together(mode: Mode, replicas: usize) -> bool {
 
 /// Where a stretch of training lies.
 struct Stretch {
-    stages: Range<usize>,
-    /// Steps of the phase.
-    steps: u64,
-    /// Step of the run at which the phase began.
-    phase_start: u64,
+    plan: Plan,
     /// Step of the run at which the stretch ends.
     end: u64,
     begun: Instant,
     /// Seconds of training before.
     seconds: f64,
-    rate_factor: f64,
-}
-
-impl Stretch {
-    fn factor(&self, training: &Training, number: u64) -> f64 {
-        self.rate_factor * schedule(training, number - self.phase_start, self.steps)
-    }
 }
 
 impl<W: Fn(Happened) + Sync> Run<'_, W> {
@@ -112,15 +105,9 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
             let every =
                 [training.validate_every, training.checkpoint_steps].into_iter().filter(|&every| every > 0);
             let end = every.map(next).fold(phase_end, u64::min);
-            let stretch = Stretch {
-                stages: stages.clone(),
-                steps: *steps,
-                phase_start: state.step - state.phase_step,
-                end,
-                begun: Instant::now(),
-                seconds: state.seconds,
-                rate_factor,
-            };
+            let (stages, phase_start) = (stages.clone(), state.step - state.phase_step);
+            let plan = Plan { stages: stages.clone(), steps: *steps, phase_start, rate_factor };
+            let stretch = Stretch { plan, end, begun: Instant::now(), seconds: state.seconds };
             let before = state.step;
             self.train_stretch(&stretch, state, feeder)?;
             // Without a step, all that is due was done when the last one was made.
@@ -133,7 +120,7 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
             // What is done about dead units does not depend on the clock, and repeats.
             let by_step = moved && (at_end || due(training.validate_every));
             let validation = match by_step || (save && moved) {
-                true => self.validate(state, stages, (by_step, save))?,
+                true => self.validate(state, &stages, (by_step, save))?,
                 false => None,
             };
             if at_end {
@@ -163,14 +150,17 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
         }
         let norms = Norms::new(self.config.stages.len());
         let shift = Shared { run: self, stretch, feeder, until, norms: &norms };
-        let outcome = match together(training.mode, replicas.len()) {
-            true => self.pools.all.install(|| shift.in_rounds(&mut replicas)),
-            false => shift.each_for_itself(&mut replicas),
+        let outcome = match &self.engine {
+            Engine::Threads(_) if together(training.mode, replicas.len()) => {
+                self.pools.all.install(|| shift.in_rounds(&mut replicas))
+            }
+            Engine::Threads(_) => shift.each_for_itself(&mut replicas),
+            Engine::Cluster(lead) => shift.with_others(lead, state, &mut replicas),
         };
         self.replicas = replicas;
         outcome?;
-        state.step = feeder.next();
-        state.phase_step = state.step - stretch.phase_start;
+        state.step = self.engine.next(feeder);
+        state.phase_step = state.step - stretch.plan.phase_start;
         state.images = state.step * training.batch as u64;
         state.seconds = stretch.seconds + stretch.begun.elapsed().as_secs_f64();
         let line = self.lock_monitor().flush(|done| self.position(stretch, done))?;
@@ -180,16 +170,13 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
     }
 
     fn position(&self, stretch: &Stretch, done: u64) -> Position {
-        let training = &self.config.training;
+        let (training, plan) = (&self.config.training, &stretch.plan);
         Position {
             seconds: stretch.seconds + stretch.begun.elapsed().as_secs_f64(),
-            rate: training.rate * stretch.factor(training, done.max(stretch.phase_start + 1) - 1),
-            first_stage: stretch.stages.start,
-            filters: self.costs[stretch.stages.clone()]
-                .iter()
-                .map(|cost| cost.shape.filtered.len())
-                .collect(),
-            flops: learn_flops(&self.costs, stretch.stages.clone()),
+            rate: training.rate * plan.factor(training, done.max(plan.phase_start + 1) - 1),
+            first_stage: plan.stages.start,
+            filters: self.costs[plan.stages.clone()].iter().map(|cost| cost.shape.filtered.len()).collect(),
+            flops: learn_flops(&self.costs, plan.stages.clone()),
             peak: self.peak,
         }
     }
@@ -231,7 +218,10 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
                 (Network::new(self.config, self.options.seed)?, State::new(self.options.seed, used.clone()))
             }
         };
-        self.store.network = network;
+        self.weights = Arc::new(network);
+        self.engine.begin_from(&self.weights, self.out, self.options.seed)?;
+        let how = (self.replicas.len(), self.replicas[0].work.rows());
+        self.replicas = self.engine.replicas(&self.weights, self.config, how);
         let bytes = (state.log_bytes, state.validation_bytes);
         let (batch, every) = (self.config.training.batch as u64, self.config.training.log_every);
         let mut monitor = Monitor::open(self.out, bytes, (state.step, batch), every)?;
@@ -240,9 +230,6 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
         *self.lock_monitor() = monitor;
         *self.board.lock().expect("no replica panics") = Board::create(self.out, self.config, state.step)?;
         self.health = Mutex::default();
-        for replica in &mut self.replicas {
-            replica.forget();
-        }
         Ok(state)
     }
 
@@ -267,8 +254,8 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
             // No frames are held out of few: these tell of units at least.
             false => self.split.training.iter().take(500).map(|&n| n as usize).collect(),
         };
-        let Run { store, replicas, inputs, pools, .. } = self;
-        let found = pools.all.install(|| validate(&store.network, replicas, inputs, &frames, stages));
+        let Run { weights, replicas, inputs, pools, .. } = self;
+        let found = pools.all.install(|| validate(weights, replicas, inputs, &frames, stages));
         let reviving = self.config.training.dead_units == DeadUnits::Revive && by_step && state.step > 0;
         if found.is_empty() {
             return Ok(None);
@@ -280,9 +267,10 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
         let mut of_stages: Vec<StageValidation> = Vec::new();
         for (mut stage, dead) in found {
             if reviving && !dead.is_empty() {
-                revive(&self.store.network.stages[stage.stage - 1], &dead, state.seed, state.step);
-                stage.revived = dead.len();
-                let (count, all) = (dead.len(), self.costs[stage.stage - 1].shape.filtered.len());
+                let count = dead.len();
+                self.engine.revive(&self.weights, (stage.stage - 1, dead), (state.seed, state.step))?;
+                stage.revived = count;
+                let (count, all) = (count, self.costs[stage.stage - 1].shape.filtered.len());
                 let (number, what) = (stage.stage, "responded to no frame and were drawn anew");
                 self.note(state.step, &format!("stage {number}: {count} of {all} filters {what}"))?;
             }
@@ -292,14 +280,14 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
         let validation =
             Validation { step, images, seconds, frames: frames.len(), held_out, stages: of_stages };
         self.lock_monitor().validated(&validation)?;
-        self.on_board(|board| board.validation(&validation, &self.store.network, pictures))?;
+        self.on_board(|board| board.validation(&validation, &self.weights, pictures))?;
         (self.watch)(Happened::Validation(&validation));
         (state.log_bytes, state.validation_bytes) = self.lock_monitor().bytes()?;
         Ok(Some(validation))
     }
 
     /// Writes a checkpoint and removes those that are not to be kept. The `last` one of a run must be written.
-    fn save(&mut self, state: &mut State, validation: Option<&Validation>, last: bool) -> Result<()> {
+    pub fn save(&mut self, state: &mut State, validation: Option<&Validation>, last: bool) -> Result<()> {
         let checkpoints = self.out.join("checkpoints");
         let name = |step: u64| checkpoints.join(format!("step-{step:010}"));
         let folder = name(state.step);
@@ -309,7 +297,7 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
             return Ok(());
         }
         // The last update may have been the one too large: no loss has seen it yet.
-        if let Some(bad) = self.store.network.stages.iter().position(|stage| !stage.is_finite()) {
+        if let Some(bad) = self.weights.stages.iter().position(|stage| !stage.is_finite()) {
             let what = "is no number any more: its weights are none".into();
             return Err(Error::Diverged { stage: bad + 1, what, step: state.step, good: None });
         }
@@ -321,9 +309,8 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
                 state.best = Some(Best { phase, step: state.step, loss });
             }
         }
-        let (network, whitening) = (&self.store.network, self.whitening);
         let goes_on = self.config.training.on_full_disk == OnFullDisk::GoOn && !last;
-        match checkpoint::save(&folder, self.config, network, whitening, &state.frames.fingerprint, state) {
+        match self.engine.save(&folder, self.config, &self.weights, self.whitening, state) {
             Err(error) if error.is_full_disk() && goes_on => {
                 state.best = before;
                 self.saved = Instant::now();
@@ -350,6 +337,9 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
     }
 }
 
+/// So often it is looked at whether a stretch is over while other ranks have nothing to tell.
+const HEARING: Duration = Duration::from_millis(200);
+
 /// What the replicas of a stretch share.
 struct Shared<'a, 'r, W> {
     run: &'a Run<'r, W>,
@@ -365,19 +355,18 @@ impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
     }
 
     fn job(&self) -> Job<'_> {
-        Job { training: &self.run.config.training, stages: self.stretch.stages.clone() }
+        Job { training: &self.run.config.training, stages: self.stretch.plan.stages.clone() }
     }
 
     fn step(&self, number: u64) -> Step {
-        let training = &self.run.config.training;
-        Step::new(self.run.store.network.cpu, training, self.stretch.factor(training, number), number)
+        self.stretch.plan.step(self.run.weights.cpu, &self.run.config.training, number)
     }
 
     /// Takes the losses of `steps` steps up to `number`.
     fn record(&self, number: u64, steps: u64, losses: &[Loss], stall: Duration, norms: bool) -> Result<()> {
-        let (stages, jump) = (&self.stretch.stages, self.run.config.training.loss_jump);
+        let (stages, jump) = (&self.stretch.plan.stages, self.run.config.training.loss_jump);
         self.run.health.lock().expect("no replica panics").check(losses, stages.start, number, jump)?;
-        let skipped = self.run.skipped.count.swap(0, Ordering::Relaxed) as u64;
+        let skipped = self.run.skipped.take() as u64;
         if skipped > 0 && !self.run.skipped.noted.swap(true, Ordering::Relaxed) {
             let (readable, all) = (self.run.inputs.readable(), self.run.inputs.len());
             let what = "pictures can no longer be read, and others take their place";
@@ -399,7 +388,7 @@ impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
         let (failed, stop) = (Mutex::new(None), AtomicBool::new(false));
         let crowded = std::thread::available_parallelism().is_ok_and(|cores| replicas.len() > cores.get());
         let work = |replica: &mut Replica| -> Result<()> {
-            let job = self.job();
+            let (job, server) = (self.job(), self.run.engine.server());
             let mut last = None;
             let outcome = loop {
                 if self.is_over() || stop.load(Ordering::Relaxed) {
@@ -407,16 +396,17 @@ impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
                 }
                 // Whoever is faster takes more.
                 let waiting = Instant::now();
-                let number = match self.feeder.take(self.stretch.end, &mut replica.work.input) {
-                    Ok(Some(number)) => number,
-                    Ok(None) => break Ok(()),
-                    Err(error) => break Err(error),
-                };
+                let number =
+                    match self.run.engine.take(self.feeder, self.stretch.end, &mut replica.work.input) {
+                        Ok(Some(number)) => number,
+                        Ok(None) => break Ok(()),
+                        Err(error) => break Err(error),
+                    };
                 let stall = waiting.elapsed();
                 let wants_norms = self.run.lock_monitor().claim_norms();
                 let norms = wants_norms.then_some(self.norms);
                 let pushed = |age| self.run.lock_monitor().add_staleness(age);
-                let learned = replica.learn(&self.run.store, &job, self.step(number), norms, pushed);
+                let learned = replica.learn(server, &job, self.step(number), norms, pushed);
                 last = Some(number);
                 let recorded = learned.and_then(|losses| self.record(number, 1, losses, stall, wants_norms));
                 if let Err(error) = recorded {
@@ -429,7 +419,7 @@ impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
             };
             if let (Some(last), Ok(())) = (last, &outcome) {
                 let pushed = |age| self.run.lock_monitor().add_staleness(age);
-                return replica.finish(&self.run.store, &job, self.step(last), pushed);
+                return replica.finish(server, &job, self.step(last), pushed);
             }
             outcome
         };
@@ -452,6 +442,45 @@ impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
         failed.into_inner().expect("no replica panics").map_or(Ok(()), Err)
     }
 
+    /// The leader's part, with other workers on other ranks: hears how their minibatches went, until all have done their parts.
+    fn with_others(&self, lead: &Lead, state: &State, replicas: &mut [Replica]) -> Result<()> {
+        let order = Order {
+            seed: state.seed,
+            plan: self.stretch.plan.clone(),
+            begin: state.step,
+            checkpoint: checkpoint::latest_of(self.run.out)?,
+        };
+        lead.begin(&order, self.stretch.end)?;
+        std::thread::scope(|scope| {
+            let hearing = scope.spawn(|| {
+                let (mut working, mut outcome) = (lead.ranks().workers - 1, Ok(()));
+                while working > 0 {
+                    match lead.hear(HEARING)? {
+                        Some(News::Settled) => working -= 1,
+                        Some(News::Report(report)) if outcome.is_ok() => outcome = self.hear(report),
+                        Some(News::Report(_)) | None => {}
+                    }
+                    if outcome.is_err() || self.is_over() {
+                        lead.desk().stop();
+                    }
+                }
+                outcome
+            });
+            let own = self.each_for_itself(replicas);
+            // Where it has stopped for another reason than that all is done.
+            lead.desk().stop();
+            hearing.join().expect("it does not panic").and(own)
+        })
+    }
+
+    /// Takes down how a minibatch of another rank went.
+    fn hear(&self, report: Report) -> Result<()> {
+        let Report { number, losses, stall, skipped, ages } = report;
+        self.run.skipped.add(skipped);
+        ages.into_iter().for_each(|age| self.run.lock_monitor().add_staleness(age));
+        self.record(number, 1, &losses, Duration::from_secs_f64(stall), false)
+    }
+
     /// All replicas change the weights together, a minibatch each.
     fn in_rounds(&self, replicas: &mut [Replica]) -> Result<()> {
         let job = self.job();
@@ -471,8 +500,8 @@ impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
             let wants_norms = self.run.lock_monitor().claim_norms();
             let norms = wants_norms.then_some(self.norms);
             let taking_part = &mut replicas[..count];
-            learn_together(taking_part, &self.run.store, &job, self.step(first), norms)?;
-            let mut mean = vec![Loss::default(); self.stretch.stages.len()];
+            learn_together(taking_part, self.run.engine.server(), &job, self.step(first), norms)?;
+            let mut mean = vec![Loss::default(); self.stretch.plan.stages.len()];
             for replica in taking_part.iter() {
                 mean.iter_mut().zip(replica.work.losses()).for_each(|(mean, loss)| *mean += *loss);
             }

@@ -2,7 +2,7 @@
 //! weights in this process's memory.
 
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::optimiser::Step;
 use crate::error::Result;
@@ -77,15 +77,15 @@ pub struct Push<'a> {
 /// The weights in this process's memory.
 pub struct Store {
     /// The weights.
-    pub network: Network,
+    pub network: Arc<Network>,
     /// Counts their updates.
     pub clock: Clock,
 }
 
 impl Store {
     /// That no update has changed yet.
-    pub fn new(network: Network) -> Store {
-        Store { network, clock: Clock::new() }
+    pub fn new(network: impl Into<Arc<Network>>) -> Store {
+        Store { network: network.into(), clock: Clock::new() }
     }
 }
 

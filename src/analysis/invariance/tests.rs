@@ -56,6 +56,29 @@ fn middle_row(row: usize, _: usize) -> f32 {
 }
 
 #[test]
+fn the_least_blur_leaves_a_picture_where_it_is() {
+    let picture = blob(0);
+    let middle = |picture: &DynamicImage| {
+        let levels = picture.to_luma8();
+        let (mut sum, mut at) = (0.0, [0.0; 2]);
+        for (x, y, Luma([level])) in levels.enumerate_pixels() {
+            let level = f64::from(*level) - 20.0;
+            sum += level;
+            at = [at[0] + level * f64::from(x), at[1] + level * f64::from(y)];
+        }
+        at.map(|at| at / sum)
+    };
+    for amount in [0.1, 0.5, 1.0, 1.1, 2.0, 5.0] {
+        let blurred = Transformation::Blur.apply(&picture, amount, [24.0; 2], Edges::Border);
+        let moved = middle(&blurred).into_iter().zip(middle(&picture)).map(|(a, b)| (a - b).abs());
+        assert!(moved.fold(0.0, f64::max) < 0.1, "σ of {amount} % of 24 pixels moves it");
+        if amount <= 1.0 {
+            assert_eq!(blurred.as_bytes(), picture.as_bytes(), "σ of {amount} %");
+        }
+    }
+}
+
+#[test]
 fn a_sum_over_a_row_does_not_mind_moving_along_it_and_loses_all_across_it() {
     let found = measure(middle_row, Transform::None);
     let (curves, along) = left(&found, "shift-x");

@@ -49,6 +49,9 @@ pub enum Edges {
     Border,
 }
 
+/// σ in pixels below which a Gaussian takes less than a tenth of a level from one of 255 beside black.
+const LEAST_BLUR: f32 = 0.25;
+
 impl Transformation {
     /// All of them.
     pub const ALL: [Transformation; 8] = [
@@ -131,7 +134,11 @@ impl Transformation {
             }
             Transformation::Brightness => levels(picture, |level, _| level + 2.55 * amount),
             Transformation::Contrast => levels(picture, |level, mean| mean + amount * (level - mean)),
-            Transformation::Blur => picture.blur((amount / 100.0 * width) as f32),
+            Transformation::Blur => match (amount / 100.0 * width) as f32 {
+                // Nothing of a pixel's neighbours reaches it in 8 bits; `image` 0.25.10 would move the picture by a pixel.
+                sigma if sigma < LEAST_BLUR => picture.clone(),
+                sigma => picture.blur(sigma),
+            },
             Transformation::Occlusion => {
                 let part = (amount / 100.0).sqrt();
                 covered(picture, [0.0; 2], [part * width, part * height])

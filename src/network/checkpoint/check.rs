@@ -41,8 +41,10 @@ pub fn check(folder: &Path) -> Result<Vec<Check>> {
     let mut checks = hashes(folder)?;
     // A file without a hash could hold anything.
     let models = files.maps.iter().filter_map(|(path, _)| path.file_name()?.to_str());
-    let optimiser = config.training.optimiser.remembers().then_some("optimiser.safetensors");
-    for name in models.chain(optimiser).chain(["state.json"]) {
+    let optimiser = config.training.optimiser.remembers().then(|| Files::open(folder, "optimiser"));
+    let sums = optimiser.iter().flatten().flat_map(|files| &files.maps);
+    let sums = sums.filter_map(|(path, _)| path.file_name()?.to_str());
+    for name in models.chain(sums).chain(["state.json"]) {
         if !checks.iter().any(|check| check.name == name) {
             let outcome = Err(Error::bad_file(folder.join(SUMS), format!("has no hash of {name}")));
             checks.push(Check::new(name, "SHA-256", outcome));
@@ -50,11 +52,10 @@ pub fn check(folder: &Path) -> Result<Vec<Check>> {
     }
     checks.extend(tensors(&config, &files, ""));
     checks.push(Check::new("whitening", "values", read_whitening(&config, &parsed, folder).map(|_| ())));
-    if config.training.optimiser.remembers() {
-        match Files::open(folder, "optimiser") {
-            Ok(files) => checks.extend(tensors(&config, &files, "optimiser ")),
-            Err(error) => checks.push(Check::new("optimiser", "values", Err(error))),
-        }
+    match optimiser {
+        Some(Ok(files)) => checks.extend(tensors(&config, &files, "optimiser ")),
+        Some(Err(error)) => checks.push(Check::new("optimiser", "values", Err(error))),
+        None => {}
     }
     Ok(checks)
 }
@@ -93,9 +94,11 @@ fn tensors(config: &RunConfig, files: &Files, whose: &str) -> Vec<Check> {
         let arrays: &[&str] = if stage.tied { &["W1"] } else { &["W1", "W2"] };
         for array in arrays {
             let (name, size) = (format!("stage{number}.{array}"), shape_in_files(&shape));
+            let (count, row) = (size.iter().product(), size[1..].iter().product());
+            let rows: Vec<_> = (0..count).step_by(row).map(|first| first..first + row).collect();
             let outcome =
                 Found::new(&parsed, &files.folder, &name, dtype, &size).and_then(|found| {
-                    match found.for_each_row(shape.filtered.rows, |_, values| values.for_each(drop)) {
+                    match found.for_each(&rows, |_, values| values.for_each(drop)) {
                         true => Ok(()),
                         false => {
                             Err(Error::bad_file(&files.folder, format!("`{name}` holds what is no number")))

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::{Mmap, UncheckedAdvice};
@@ -11,7 +12,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use super::{Blocks, Checkpoint, FORMAT, Header, NamedArrays, dtype_of, shape_in_files};
+use super::{Blocks, Checkpoint, FORMAT, Header, NamedArrays, PIECE, dtype_of, shape_in_files};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::network::Network;
@@ -86,10 +87,10 @@ pub(super) struct Parsed<'a> {
     pub(super) header: Header,
 }
 
-/// A tensor of numbers in a mapped file.
+/// A tensor of numbers in mapped files: whole, or in pieces, which it was written in by those that each held some of it.
 pub(super) struct Found<'a> {
-    map: &'a Mmap,
-    view: TensorView<'a>,
+    /// Where each begins among all numbers, and what it is.
+    pieces: Vec<(usize, &'a Mmap, TensorView<'a>)>,
 }
 
 impl<'a> Found<'a> {
@@ -102,49 +103,105 @@ impl<'a> Found<'a> {
         shape: &[usize],
     ) -> Result<Found<'a>> {
         let found = files.iter().find_map(|file| Some((file, file.tensors.tensor(name).ok()?)));
-        let missing = || Error::bad_file(folder, format!("tensor `{name}` is missing"));
-        let (file, view) = found.ok_or_else(missing)?;
-        if view.dtype() != dtype || view.shape() != shape {
-            let (seen, size) = (view.dtype(), view.shape());
-            let problem = format!("tensor `{name}` is {seen:?} {size:?}, expected {dtype:?} {shape:?}");
-            return Err(Error::bad_file(file.path, problem));
-        }
-        Ok(Found { map: file.map, view })
+        let Some((file, view)) = found else { return Found::in_pieces(files, folder, name, dtype, shape) };
+        expect(file, name, &view, dtype, shape)?;
+        Ok(Found { pieces: vec![(0, file.map, view)] })
     }
 
-    /// Its values, all of them or those of one of `rows` parts.
-    fn values(&self, row: usize, rows: usize) -> impl Iterator<Item = f32> + use<'a> {
-        let data = self.view.data();
-        let len = data.len() / rows;
-        let bytes = self.view.dtype().bitsize() / 8;
-        data[row * len..][..len].chunks_exact(bytes).map(move |number| {
-            // Of a bf16 the upper half.
-            let mut value = [0; 4];
-            value[4 - bytes..].copy_from_slice(number);
-            f32::from_le_bytes(value)
+    /// The pieces of weights `[row, column, map, channel, dy, dx]`, each of filters `[channel, dy, dx]` of some simple units.
+    fn in_pieces(
+        files: &[Parsed<'a>],
+        folder: &Path,
+        name: &str,
+        dtype: Dtype,
+        shape: &[usize],
+    ) -> Result<Found<'a>> {
+        let missing = || Error::bad_file(folder, format!("tensor `{name}` is missing"));
+        let mut found = Vec::new();
+        for file in files {
+            for piece in file.tensors.names() {
+                let units = piece.strip_prefix(name).and_then(|rest| rest.strip_prefix(PIECE));
+                let Some((first, end)) = units.and_then(|units| units.split_once('-')) else { continue };
+                let (Ok(first), Ok(end)) = (first.parse::<usize>(), end.parse::<usize>()) else { continue };
+                let view = file.tensors.tensor(piece).map_err(|_| missing())?;
+                let filters = [&[end.saturating_sub(first)], shape.get(3..).unwrap_or_default()].concat();
+                expect(file, piece, &view, dtype, &filters)?;
+                found.push((first, end, file.map, view));
+            }
+        }
+        found.sort_by_key(|&(first, ..)| first);
+        let per_unit: usize = shape.get(3..).unwrap_or_default().iter().product();
+        let (mut next, mut pieces) = (0, Vec::new());
+        for (first, end, map, view) in found {
+            if first != next {
+                let problem = format!("tensor `{name}` lacks the units from {next} to {first}");
+                return Err(Error::bad_file(folder, problem));
+            }
+            pieces.push((first * per_unit, map, view));
+            next = end;
+        }
+        let units: usize = shape.iter().take(3).product();
+        match next {
+            0 => Err(missing()),
+            _ if next == units => Ok(Found { pieces }),
+            _ => Err(Error::bad_file(folder, format!("tensor `{name}` has {next} units, expected {units}"))),
+        }
+    }
+
+    /// The values in a range.
+    fn values(&self, range: Range<usize>) -> impl Iterator<Item = f32> {
+        self.parts(range).flat_map(|(_, view, part)| {
+            let bytes = view.dtype().bitsize() / 8;
+            view.data()[bytes * part.start..bytes * part.end].chunks_exact(bytes).map(move |number| {
+                // Of a bf16 the upper half.
+                let mut value = [0; 4];
+                value[4 - bytes..].copy_from_slice(number);
+                f32::from_le_bytes(value)
+            })
         })
     }
 
-    /// Calls `work` with each of the numbers of `rows` parts and its values, on all threads, and lets the memory that a part
-    /// of the mapped file took be used again. True if all values are finite.
-    pub(super) fn for_each_row(
+    /// The pieces that hold some of a range, and what of each.
+    fn parts(&self, range: Range<usize>) -> impl Iterator<Item = (&'a Mmap, &TensorView<'a>, Range<usize>)> {
+        self.pieces.iter().filter_map(move |(first, map, view)| {
+            let len = 8 * view.data().len() / view.dtype().bitsize();
+            let part = range.start.saturating_sub(*first)..range.end.saturating_sub(*first).min(len);
+            (!part.is_empty()).then_some((*map, view, part))
+        })
+    }
+
+    /// Calls `work` with the number of each range and its values, on all threads, and lets the memory that it took of the mapped file
+    /// be used again. True if all values are finite.
+    pub(super) fn for_each(
         &self,
-        rows: usize,
+        ranges: &[Range<usize>],
         work: impl Fn(usize, &mut dyn Iterator<Item = f32>) + Sync,
     ) -> bool {
-        let (start, len) =
-            (self.view.data().as_ptr() as usize - self.map.as_ptr() as usize, self.view.data().len() / rows);
-        let read = |row| {
+        let read = |(number, range): (usize, &Range<usize>)| {
             let mut finite = true;
-            work(row, &mut self.values(row, rows).inspect(|value| finite &= value.is_finite()));
-            // SAFETY: the map is of a file and only read, so what it loses is read from the file again. Advice only: without
-            // it the system takes back the memory when it needs it.
-            let _ =
-                unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start + row * len, len) };
+            work(number, &mut self.values(range.clone()).inspect(|value| finite &= value.is_finite()));
+            for (map, view, part) in self.parts(range.clone()) {
+                let bytes = view.dtype().bitsize() / 8;
+                let start = view.data().as_ptr() as usize - map.as_ptr() as usize + bytes * part.start;
+                // SAFETY: the map is of a file and only read, so what it loses is read from the file again. Advice only: without
+                // it the system takes back the memory when it needs it.
+                let _ = unsafe {
+                    map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, bytes * part.len())
+                };
+            }
             finite
         };
-        (0..rows).into_par_iter().map(read).reduce(|| true, |a, b| a && b)
+        ranges.par_iter().enumerate().map(read).reduce(|| true, |a, b| a && b)
     }
+}
+
+fn expect(file: &Parsed, name: &str, view: &TensorView, dtype: Dtype, shape: &[usize]) -> Result<()> {
+    if view.dtype() != dtype || view.shape() != shape {
+        let (seen, size) = (view.dtype(), view.shape());
+        let problem = format!("tensor `{name}` is {seen:?} {size:?}, expected {dtype:?} {shape:?}");
+        return Err(Error::bad_file(file.path, problem));
+    }
+    Ok(())
 }
 
 impl Checkpoint {
@@ -158,14 +215,37 @@ impl Checkpoint {
         let wrong = |e: Error| Error::bad_file(folder, format!("not a whole checkpoint: {e}"));
         let config = parsed[0].header.config.clone().checked().map_err(wrong)?;
         let network = Network::zeros(&config, for_training)?;
-        read_weights(&network, &parsed, &files.folder, Blocks::arrays)?;
+        load_into(&network, folder)?;
         let whitening = read_whitening(&config, &parsed, &files.folder)?;
-        if for_training && network.stages.iter().any(|stage| stage.has_sums()) {
-            let files = Files::open(folder, "optimiser")?;
-            read_weights(&network, &files.parsed()?, &files.folder, Blocks::sum_arrays)?;
-        }
         Ok(Checkpoint { config, network, whitening })
     }
+}
+
+/// Reads the weights of the checkpoint in `folder` into a network of its settings, and the optimiser's sums where the network has
+/// them; of blocks that hold nothing, none.
+///
+/// # Errors
+/// As [`Checkpoint::load`].
+pub fn load_into(network: &Network, folder: &Path) -> Result<()> {
+    let files = Files::open(folder, "model")?;
+    read_weights(network, &files.parsed()?, &files.folder, Blocks::arrays)?;
+    if network.stages.iter().any(|stage| stage.has_sums()) {
+        let files = Files::open(folder, "optimiser")?;
+        read_weights(network, &files.parsed()?, &files.folder, Blocks::sum_arrays)?;
+    }
+    Ok(())
+}
+
+/// Reads what is done to pictures before the first stage, of the checkpoint in `folder`.
+///
+/// # Errors
+/// As [`Checkpoint::load`].
+pub fn load_whitening(folder: &Path) -> Result<Whitening> {
+    let files = Files::open(folder, "model")?;
+    let parsed = files.parsed()?;
+    let config = parsed[0].header.config.clone().checked();
+    let config = config.map_err(|e| Error::bad_file(folder, format!("not a whole checkpoint: {e}")))?;
+    read_whitening(&config, &parsed, folder)
 }
 
 fn read_weights(network: &Network, files: &[Parsed], folder: &Path, arrays: NamedArrays) -> Result<()> {
@@ -174,8 +254,11 @@ fn read_weights(network: &Network, files: &[Parsed], folder: &Path, arrays: Name
             let name = format!("stage{number}.{name}");
             let found =
                 Found::new(files, folder, &name, dtype_of(stage.precision()), &shape_in_files(&stage.shape))?;
-            let rows = stage.shape.filtered.rows;
-            if !found.for_each_row(rows, |row, values| stage.set_weights(which, row, values)) {
+            let held: Vec<usize> = (0..stage.blocks.all().len())
+                .filter(|&block| !stage.blocks.all()[block].read().encoder.is_empty())
+                .collect();
+            let ranges: Vec<_> = held.iter().map(|&block| stage.in_files(block..block + 1)).collect();
+            if !found.for_each(&ranges, |at, values| stage.set_block(which, held[at], values)) {
                 return Err(Error::bad_file(folder, format!("tensor `{name}` holds what is no number")));
             }
         }
@@ -189,7 +272,8 @@ pub(super) fn read_whitening(config: &RunConfig, files: &[Parsed], folder: &Path
     let (n, channels) = (shape.len(), shape.channels);
     let read = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
         let name = format!("whitening.{name}");
-        let values: Vec<f32> = Found::new(files, folder, &name, Dtype::F32, shape)?.values(0, 1).collect();
+        let values: Vec<f32> =
+            Found::new(files, folder, &name, Dtype::F32, shape)?.values(0..shape.iter().product()).collect();
         match values.iter().all(|value| value.is_finite()) {
             true => Ok(values),
             false => Err(Error::bad_file(folder, format!("tensor `{name}` holds what is no number"))),

@@ -1,5 +1,8 @@
 //! What workers and servers write to each other.
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 /// What a letter is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -16,13 +19,43 @@ pub enum Kind {
     Fetched,
     /// To a server: the worker wants nothing more.
     Done,
+    /// To a server, from the leader: an [`Errand`](super::serve::Errand).
+    Errand,
+    /// To the leader: it is done. What came of it, or why it failed.
+    DidIt,
+    /// To the leader: a number for a minibatch, please.
+    Number,
+    /// To a worker: the number of its next minibatch, if there are more in this stretch.
+    Take,
+    /// To the leader: a [`Report`](super::lead::Report) of a minibatch.
+    Report,
+    /// To the leader: all that this worker learned in this stretch is in the weights.
+    Settled,
+    /// To a worker: a stretch begins, an [`Order`](super::lead::Order).
+    Order,
+    /// To a worker: that was the last one.
+    End,
     /// Something that this version does not write.
     Unknown,
 }
 
 impl Kind {
-    const ALL: [Kind; 6] =
-        [Kind::Gradients, Kind::Pushed, Kind::Fetch, Kind::Weights, Kind::Fetched, Kind::Done];
+    const ALL: [Kind; 14] = [
+        Kind::Gradients,
+        Kind::Pushed,
+        Kind::Fetch,
+        Kind::Weights,
+        Kind::Fetched,
+        Kind::Done,
+        Kind::Errand,
+        Kind::DidIt,
+        Kind::Number,
+        Kind::Take,
+        Kind::Report,
+        Kind::Settled,
+        Kind::Order,
+        Kind::End,
+    ];
 
     /// Its number on the wire.
     pub fn tag(self) -> i32 {
@@ -48,6 +81,16 @@ impl Letter {
     /// With these numbers at its head.
     pub fn new(kind: Kind, head: &[u64]) -> Letter {
         Letter { kind, bytes: head.iter().flat_map(|number| number.to_le_bytes()).collect() }
+    }
+
+    /// With plain data in it.
+    pub fn of(kind: Kind, content: &impl Serialize) -> Letter {
+        Letter { kind, bytes: serde_json::to_vec(content).expect("plain data") }
+    }
+
+    /// The plain data in it, if that is what it should be.
+    pub fn read<T: DeserializeOwned>(&self) -> Option<T> {
+        serde_json::from_slice(&self.bytes).ok()
     }
 
     /// The numbers at its head, as many as its kind has, and what follows; none if it is too short.

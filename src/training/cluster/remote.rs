@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::lead::Desk;
 use super::letters::{Kind, Letter};
 use super::pack::pack;
 use super::shares::Shares;
@@ -27,8 +28,22 @@ pub struct Remote<'a> {
     config: &'a RunConfig,
     ranks: Ranks,
     shares: &'a Shares,
-    out: SyncSender<(usize, Letter)>,
+    out: Outbox,
     inbox: Mutex<Inbox>,
+}
+
+/// Where a worker's letters to other ranks go.
+#[derive(Clone)]
+pub struct Outbox(SyncSender<(usize, Letter)>);
+
+impl Outbox {
+    /// Sends a letter to a rank.
+    ///
+    /// # Errors
+    /// The courier has gone.
+    pub fn send(&self, to: usize, letter: Letter) -> Result<()> {
+        self.0.send((to, letter)).map_err(|_| ended())
+    }
 }
 
 /// What has come and what was asked for.
@@ -45,30 +60,42 @@ struct Inbox {
 }
 
 /// Carries the letters of a worker, on a thread of its own.
-pub struct Courier {
+pub struct Courier<'a> {
     out: Receiver<(usize, Letter)>,
     inbox: Sender<Result<(usize, Letter)>>,
-    /// Seconds after which a server that does not answer is given up.
+    /// For letters that are neither weights nor for the desk.
+    office: Sender<Result<(usize, Letter)>>,
+    /// The leader's, whose courier answers those who want a number.
+    desk: Option<&'a Desk>,
+    /// After so long a server that does not answer is given up.
     patience: Duration,
 }
 
 impl<'a> Remote<'a> {
-    /// Of a worker among `ranks`, and its courier; a server that does not answer for so long is given up.
+    /// Of a worker among `ranks`, its courier, and the letters that are neither weights nor for the leader's `desk`; a server that
+    /// does not answer for so long is given up.
     pub fn new(
         config: &'a RunConfig,
         ranks: Ranks,
         shares: &'a Shares,
+        desk: Option<&'a Desk>,
         patience: Duration,
-    ) -> (Remote<'a>, Courier) {
+    ) -> (Remote<'a>, Courier<'a>, Receiver<Result<(usize, Letter)>>) {
         let (to_post, out) = sync_channel(OUTBOX);
         let (inbox, letters) = channel();
         let inbox_state = Inbox { letters, blocks: Vec::new(), missing: 0, updates: 0, ages: Vec::new() };
-        let remote = Remote { config, ranks, shares, out: to_post, inbox: Mutex::new(inbox_state) };
-        (remote, Courier { out, inbox, patience })
+        let (office, office_letters) = channel();
+        let remote = Remote { config, ranks, shares, out: Outbox(to_post), inbox: Mutex::new(inbox_state) };
+        (remote, Courier { out, inbox, office, desk, patience }, office_letters)
+    }
+
+    /// Where letters to other ranks go.
+    pub fn outbox(&self) -> Outbox {
+        self.out.clone()
     }
 
     fn send(&self, server: usize, letter: Letter) -> Result<()> {
-        self.out.send((self.ranks.server(server), letter)).map_err(|_| ended())
+        self.out.send(self.ranks.server(server), letter)
     }
 
     /// Asks all servers for weights.
@@ -128,12 +155,14 @@ impl<'a> Remote<'a> {
     }
 }
 
-fn foreign(from: usize, letter: &Letter) -> Error {
+/// What is said of a letter that this version does not write.
+pub(super) fn foreign(from: usize, letter: &Letter) -> Error {
     Error::Mismatch(format!("rank {from} sent a letter that makes no sense: {:?}", letter.kind))
 }
 
-fn ended() -> Error {
-    Error::Mismatch("the connection to the servers has ended".into())
+/// What is said where the courier has gone.
+pub(super) fn ended() -> Error {
+    Error::Mismatch("the connection to the other ranks has ended".into())
 }
 
 impl ParameterServer for Remote<'_> {
@@ -198,7 +227,7 @@ impl Remote<'_> {
     }
 }
 
-impl Courier {
+impl Courier<'_> {
     /// Carries letters until the [`Remote`] is dropped, which servers are told then, or a server does not answer.
     pub fn run(self, ranks: Ranks, post: &mut impl Post) {
         // Since when each server owes a letter.
@@ -213,9 +242,7 @@ impl Courier {
                 {
                     *since = since.filter(|_| owes).map(|_| Instant::now());
                 }
-                if self.inbox.send(Ok((from, letter))).is_err() {
-                    break;
-                }
+                self.deliver(from, letter, post);
             }
             if held.is_none() {
                 match self.out.try_recv() {
@@ -235,14 +262,30 @@ impl Courier {
             let full = held.as_ref().filter(|(_, _, since)| late(&Some(*since))).map(|(to, ..)| *to);
             if let Some(rank) = full.or(owing.iter().position(late).map(|server| ranks.server(server))) {
                 let seconds = self.patience.as_secs();
-                let silent =
-                    Error::Mismatch(format!("rank {rank}, a server, has not answered for {seconds} s"));
-                let _ = self.inbox.send(Err(silent)); // nobody there: it has ended already
+                let silent = format!("rank {rank}, a server, has not answered for {seconds} s");
+                // Nobody there: it has ended already.
+                let _ = self.inbox.send(Err(Error::Mismatch(silent.clone())));
+                let _ = self.office.send(Err(Error::Mismatch(silent)));
                 return;
             }
             if !moved {
                 thread::sleep(REST);
             }
+        }
+    }
+}
+
+impl Courier<'_> {
+    /// Gives a letter to whom it is for.
+    fn deliver(&self, from: usize, letter: Letter, post: &mut impl Post) {
+        match (letter.kind, self.desk) {
+            (Kind::Number, Some(desk)) => {
+                let number: Vec<u64> = desk.take().into_iter().collect();
+                post.send(from, Letter::new(Kind::Take, &number));
+            }
+            // Nobody there: it has ended already.
+            (Kind::Weights | Kind::Fetched, _) => drop(self.inbox.send(Ok((from, letter)))),
+            _ => drop(self.office.send(Ok((from, letter)))),
         }
     }
 }

@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn every_block_has_one_server_and_servers_have_about_as_many_weights() {
-        let config = RunConfig::parse(include_str!("../../configs/faces32.toml"), &[]).unwrap();
+        let config = RunConfig::parse(include_str!("../../../configs/faces32.toml"), &[]).unwrap();
         let network = Network::new(&config, 1).unwrap();
         for servers in [1, 2, 3, 7, 100] {
             let shares = Shares::new(&network, servers);

@@ -1,6 +1,7 @@
 //! Workers and servers on threads, whose letters go through this process.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -9,19 +10,24 @@ use std::time::Duration;
 
 use rand::Rng;
 
+use super::job::Job as Ranked;
 use super::letters::{Kind, Letter};
 use super::remote::Remote;
-use super::serve::Server;
+use super::serve::{Errand, Server};
 use super::shares::Shares;
 use super::{Post, Ranks};
 use crate::config::RunConfig;
+use crate::dataset::Dataset;
 use crate::error::Result;
+use crate::frames::FrameStore;
 use crate::kernels::{Cpu, Rows};
+use crate::network::checkpoint;
 use crate::network::{Network, Weights};
 use crate::rng;
 use crate::training::optimiser::Step;
 use crate::training::replica::{Job, Replica};
 use crate::training::server::Store;
+use crate::training::{Options, Summary, train};
 
 /// A rank's post in this process.
 struct Local {
@@ -70,7 +76,7 @@ impl Post for Local {
 
 fn config(settings: &[&str]) -> RunConfig {
     let settings: Vec<String> = settings.iter().map(|text| text.to_string()).collect();
-    RunConfig::parse(include_str!("../../configs/tiny.toml"), &settings).unwrap()
+    RunConfig::parse(include_str!("../../../configs/tiny.toml"), &settings).unwrap()
 }
 
 fn fill(replica: &mut Replica, number: u64) {
@@ -101,12 +107,13 @@ fn learn(
     stages: Range<usize>,
     mut post: Local,
 ) -> Result<(Vec<f32>, Vec<u64>)> {
-    let (remote, courier) = Remote::new(config, ranks, shares, Duration::from_secs(20));
+    let (remote, courier, _office) = Remote::new(config, ranks, shares, None, Duration::from_secs(20));
     thread::scope(|scope| {
         scope.spawn(move || courier.run(ranks, &mut post));
         // Dropped in here, so that the courier ends.
         let remote = remote;
-        let mut replica = Replica::far(config, Rows::InTurn)?;
+        let own = Arc::new(Network::zeros(config, true)?);
+        let mut replica = Replica::far(&own, &config.training, Rows::InTurn);
         let (job, mut ages) = (Job { training: &config.training, stages }, Vec::new());
         let step = |number| Step::new(Cpu::detect().unwrap(), &config.training, 1.0, number);
         for number in numbers.clone() {
@@ -114,7 +121,7 @@ fn learn(
             replica.learn(&remote, &job, step(number), None, |age| ages.push(age))?;
         }
         replica.finish(&remote, &job, step(numbers.end), |age| ages.push(age))?;
-        Ok((weights(replica.network().expect("weights of its own")), ages))
+        Ok((weights(&own), ages))
     })
 }
 
@@ -125,8 +132,9 @@ fn job(config: &RunConfig, ranks: Ranks, steps: u64, stages: Range<usize>) -> Ou
     let of_servers = posts.split_off(ranks.workers);
     let (servers, workers) = thread::scope(|scope| {
         let serve = |(number, mut post)| {
-            let network = Network::new(config, 3).unwrap();
-            scope.spawn(move || Server::new(config, network, shares, number, ranks.workers).serve(&mut post))
+            let mut server = Server::new(config, shares, number, ranks.workers).unwrap();
+            server.run(Errand::Draw { seed: 3 }).unwrap();
+            scope.spawn(move || server.serve(&mut post))
         };
         let servers: Vec<_> = of_servers.into_iter().enumerate().map(serve).collect();
         let work = |(worker, post)| {
@@ -167,8 +175,8 @@ fn in_memory(config: &RunConfig, steps: u64) -> Vec<f32> {
     weights(&store.network)
 }
 
-fn difference(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+fn difference(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
 }
 
 const STEPS: u64 = 12;
@@ -245,22 +253,121 @@ fn a_server_that_does_not_answer_is_named() {
     let silent = posts.split_off(2);
     let mut server = posts.pop().unwrap();
     let mut post = posts.pop().unwrap();
-    let (remote, courier) = Remote::new(&config, ranks, &shares, Duration::from_millis(300));
+    let (remote, courier, _office) = Remote::new(&config, ranks, &shares, None, Duration::from_millis(300));
     let error = thread::scope(|scope| {
         scope.spawn(move || courier.run(ranks, &mut post));
-        let serve = Server::new(&config, Network::new(&config, 3).unwrap(), &shares, 0, 1);
+        let mut serve = Server::new(&config, &shares, 0, 1).unwrap();
         scope.spawn(move || {
-            let mut serve = serve;
             for _ in 0..5_000 {
                 serve.work(&mut server).unwrap();
                 thread::sleep(Duration::from_micros(100));
             }
         });
-        let mut replica = Replica::far(&config, Rows::InTurn).unwrap();
+        let own = Arc::new(Network::zeros(&config, true).unwrap());
+        let mut replica = Replica::far(&own, &config.training, Rows::InTurn);
         let job = Job { training: &config.training, stages: 0..1 };
         let step = Step::new(Network::new(&config, 3).unwrap().cpu, &config.training, 1.0, 0);
         replica.learn(&remote, &job, step, None, |_| ()).unwrap_err()
     });
     drop(silent);
     assert!(error.to_string().contains("rank 2, a server, has not answered"), "{error}");
+}
+
+/// Pictures of gratings, in a folder.
+fn pictures(folder: &Path, count: u64) {
+    std::fs::create_dir_all(folder).unwrap();
+    for number in 0..count {
+        let mut rng = rng::stream(4, "gratings", number);
+        let [angle, phase, waves] = [3.1, 6.2, 1.5].map(|most: f32| rng.random_range(0.0..most));
+        let picture = image::GrayImage::from_fn(24, 24, |x, y| {
+            let along = angle.cos() * x as f32 + angle.sin() * y as f32;
+            image::Luma([(128.0 + 100.0 * ((0.3 + waves) * along + phase).sin()) as u8])
+        });
+        picture.save(folder.join(format!("{number:04}.png"))).unwrap();
+    }
+}
+
+/// A run on ranks, each on a thread.
+fn run(config: &RunConfig, frames: &Path, out: &Path, ranks: Ranks, resume: bool) -> Summary {
+    std::fs::create_dir_all(out).unwrap();
+    let (posts, _) = posts(ranks.workers + ranks.servers);
+    let store = &FrameStore::open(frames).unwrap();
+    let interrupted = &AtomicUsize::new(0);
+    let take_part = |rank: usize, mut post: Local| {
+        let job = Ranked {
+            config,
+            store,
+            frames,
+            out,
+            seed: 5,
+            threads: 1,
+            resume,
+            accept_changes: false,
+            interrupted,
+        };
+        let load = || Dataset::load(store, config.input_shape(), 0, out, true, || ());
+        job.take_part((ranks, rank), &mut post, load, |_| ()).unwrap()
+    };
+    let take_part = &take_part;
+    thread::scope(|scope| {
+        let ranks = posts.into_iter().enumerate();
+        let ranks: Vec<_> = ranks.map(|(rank, post)| scope.spawn(move || take_part(rank, post))).collect();
+        ranks.into_iter().filter_map(|rank| rank.join().unwrap()).next().unwrap()
+    })
+}
+
+#[test]
+fn a_run_on_ranks_comes_to_the_loss_of_threads_and_goes_on_with_other_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    pictures(&at("frames"), 300);
+    let last =
+        |summary: &Summary| summary.stages.iter().map(|s| s.validation_loss.unwrap()).collect::<Vec<_>>();
+    let short = ["training.steps=[150,100]", "training.log_every=20", "training.checkpoint_steps=100"];
+    let short = config(&short);
+    let ranks = Ranks { workers: 2, servers: 2 };
+    let on_ranks = run(&short, &at("frames"), &at("ranks"), ranks, false);
+    assert!(on_ranks.finished && on_ranks.steps == 250 && on_ranks.replicas == 2, "{on_ranks}");
+
+    let store = FrameStore::open(&at("frames")).unwrap();
+    std::fs::create_dir_all(at("threads")).unwrap();
+    let mut frames = Dataset::load(&store, short.input_shape(), 0, &at("threads"), true, || ()).unwrap();
+    let interrupted = AtomicUsize::new(0);
+    let options = Options {
+        seed: 5,
+        threads: 2,
+        resume: false,
+        accept_changes: false,
+        frames: &at("frames"),
+        lead: None,
+        interrupted: &interrupted,
+    };
+    let on_threads = train(&short, &mut frames, &at("threads"), &options, |_| ()).unwrap();
+    for (ranks, threads) in last(&on_ranks).iter().zip(last(&on_threads)) {
+        assert!((ranks / threads - 1.0).abs() < 0.1, "{ranks} on ranks, {threads} on threads");
+    }
+
+    // What ranks wrote is read and checked as any checkpoint, and learned on from with other ranks, or none.
+    for workers in [Some(1), Some(3), None] {
+        let newest = checkpoint::latest_of(&at("ranks")).unwrap();
+        let checks = checkpoint::check(&newest).unwrap();
+        assert!(checks.iter().all(|check| check.problem.is_none()), "{checks:?}");
+        checkpoint::remove(&newest).unwrap();
+        assert_eq!(checkpoint::step_of(&checkpoint::latest_of(&at("ranks")).unwrap()), Some(200));
+        let again = match workers {
+            Some(workers) => {
+                run(&short, &at("frames"), &at("ranks"), Ranks { workers, servers: 4 - workers }, true)
+            }
+            None => {
+                let options = Options { resume: true, ..options };
+                let mut frames =
+                    Dataset::load(&store, short.input_shape(), 0, &at("ranks"), true, || ()).unwrap();
+                train(&short, &mut frames, &at("ranks"), &options, |_| ()).unwrap()
+            }
+        };
+        assert!(again.finished && again.new_steps == 50, "{again}");
+        for (again, first) in last(&again).iter().zip(last(&on_ranks)) {
+            assert!((again / first - 1.0).abs() < 0.1, "{again} and {first}, {workers:?}");
+        }
+    }
 }

@@ -1,6 +1,9 @@
 //! A server: a share of the weights, which changes by gradients that workers push, in the order in which they arrive.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
 
 use super::letters::{Kind, Letter};
 use super::pack::unpack;
@@ -10,12 +13,47 @@ use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::kernels::Buffer;
 use crate::network::Network;
+use crate::network::checkpoint::{self, share};
 use crate::training::optimiser::Step;
 use crate::training::server::update_block;
+use crate::training::validate::revive;
 
 /// Blocks on their way to a worker at a time: so many that the way is never empty, so few that a worker which takes long to
 /// receive them costs little memory.
 const WINDOW: usize = 4;
+
+/// What the leader asks of servers, between stretches.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Errand {
+    /// Draw all weights anew.
+    Draw {
+        /// Seed of the run.
+        seed: u64,
+    },
+    /// Read the weights of a checkpoint.
+    Load {
+        /// Its folder.
+        checkpoint: PathBuf,
+    },
+    /// Write the weights into the folder of a checkpoint that is not complete; what comes back is a [`share::Part`].
+    Save {
+        /// The folder.
+        folder: PathBuf,
+        /// The frames that were learned from.
+        data: String,
+    },
+    /// Draw the filters of some simple units anew, as [`revive`].
+    Revive {
+        /// The stage, from 0.
+        stage: usize,
+        /// Their numbers.
+        units: Vec<usize>,
+        /// Seed of the run.
+        seed: u64,
+        /// Step of the run.
+        step: u64,
+    },
+}
 
 /// A share of the weights, and the workers that use it.
 pub struct Server<'a> {
@@ -47,18 +85,24 @@ struct Worker {
 }
 
 impl Server<'_> {
-    /// The server `number` of `shares`, whose weights are those of `network`.
+    /// The server `number` of `shares`. All its weights are 0, until an [`Errand`] brings others.
+    ///
+    /// # Errors
+    /// As [`Network::zeros`].
     pub fn new<'a>(
         config: &'a RunConfig,
-        network: Network,
         shares: &'a Shares,
         number: usize,
         workers: usize,
-    ) -> Server<'a> {
+    ) -> Result<Server<'a>> {
+        let network = Network::zeros(config, true)?;
+        for (index, stage) in network.stages.iter().enumerate() {
+            stage.blocks.keep_only(shares.of(index, number));
+        }
         let stages = network.stages.len();
         let worker = || Worker { seen: vec![None; stages], ..Worker::default() };
         let workers = (0..workers).map(|_| worker()).collect();
-        Server { config, network, shares, number, workers, updates: 0, changes: vec![0; stages] }
+        Ok(Server { config, network, shares, number, workers, updates: 0, changes: vec![0; stages] })
     }
 
     /// Serves until no worker wants anything more; returns the network, whose weights are up to date as far as they are this
@@ -86,7 +130,14 @@ impl Server<'_> {
             let kind = letter.kind;
             let foreign =
                 || Error::Mismatch(format!("rank {from} sent a letter that makes no sense: {kind:?}"));
-            self.answer(from, &letter).ok_or_else(foreign)?;
+            match letter.kind {
+                Kind::Errand => {
+                    let errand = letter.read().ok_or_else(foreign)?;
+                    let done = self.run(errand).map_err(|error| error.to_string());
+                    post.send(from, Letter::of(Kind::DidIt, &done));
+                }
+                _ => self.answer(from, &letter).ok_or_else(foreign)?,
+            }
         }
         Ok(self.send(post) || answered)
     }
@@ -120,9 +171,35 @@ impl Server<'_> {
                 worker.fetched = Some(self.updates);
             }
             Kind::Done => worker.done = true,
-            Kind::Weights | Kind::Fetched | Kind::Unknown => return None,
+            _ => return None,
         }
         Some(())
+    }
+
+    /// Does what the leader asks for.
+    ///
+    /// # Errors
+    /// A checkpoint cannot be read or written.
+    pub fn run(&mut self, errand: Errand) -> Result<Option<share::Part>> {
+        let own = |stage: usize| self.shares.of(stage, self.number);
+        match errand {
+            Errand::Draw { seed } => {
+                for stage in &self.network.stages {
+                    stage.blocks.draw(stage.number, seed);
+                }
+            }
+            Errand::Load { checkpoint } => checkpoint::load_into(&self.network, &checkpoint)?,
+            Errand::Save { folder, data } => {
+                let (number, count) = (self.number, self.shares.servers());
+                let part = share::write(&folder, (self.config, &data), &self.network, &own, (number, count));
+                return part.map(Some);
+            }
+            Errand::Revive { stage, units, seed, step } => {
+                revive(&self.network.stages[stage], &units, seed, step);
+            }
+        }
+        self.changes.iter_mut().for_each(|changes| *changes += 1);
+        Ok(None)
     }
 
     /// Updates a block by gradients as they came.

@@ -5,6 +5,9 @@
 //! pushes its gradients every G; none waits for another. [`Post`] carries their letters. What a worker
 //! learns with knows it as a [`ParameterServer`](crate::training::server::ParameterServer), and not that it is far away.
 
+pub mod follow;
+pub mod job;
+pub mod lead;
 pub mod letters;
 #[cfg(feature = "mpi")]
 pub mod mpi;
@@ -28,6 +31,11 @@ impl Ranks {
     /// The rank of a server, counted from 0.
     pub fn server(&self, number: usize) -> usize {
         self.workers + number
+    }
+
+    /// The ranks of all servers.
+    pub fn of_servers(&self) -> std::ops::Range<usize> {
+        self.workers..self.workers + self.servers
     }
 }
 
