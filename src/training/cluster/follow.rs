@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
+use super::LEADER;
 use super::lead::{Order, Report};
 use super::letters::{Kind, Letter};
 use super::remote::{Outbox, Remote, ended, foreign};
@@ -18,9 +19,6 @@ use crate::network::checkpoint;
 use crate::network::preprocess::Inputs;
 use crate::training::replica::{Job, Replica};
 use crate::training::{Feeder, Skipped, ahead, inputs_len, prepare};
-
-/// The leader's rank.
-const LEADER: usize = 0;
 
 /// A worker's end of the job.
 pub struct Follower<'a> {
@@ -101,7 +99,7 @@ pub fn own_split(
 ) -> Result<Split> {
     let mut split = Split::new(&frames.keys, config.training.held_out, seed);
     // Pictures that cannot be read are in the store, and not among the frames.
-    let mut in_store = (0..store.len()).peekable();
+    let mut in_store = 0..store.len();
     let mine: Vec<bool> = frames
         .keys
         .iter()

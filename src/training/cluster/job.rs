@@ -10,7 +10,7 @@ use super::lead::{Desk, Lead};
 use super::remote::Remote;
 use super::serve::Server;
 use super::shares::Shares;
-use super::{Post, Ranks};
+use super::{LEADER, Post, Ranks};
 use crate::config::{Mode, RunConfig};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
@@ -18,7 +18,7 @@ use crate::frames::FrameStore;
 use crate::network::Network;
 use crate::training::{Happened, Options, Summary, train};
 
-/// After so long without a word from it, a server that owes an answer is given up.
+/// After so long without a word from it, a rank that owes one is given up: a server that is to answer, or any worker.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What every rank is given alike.
@@ -90,12 +90,12 @@ impl Job<'_> {
             return Ok(None);
         }
         let desk = Desk::default();
-        let own_desk = (rank == 0).then_some(&desk);
+        let own_desk = (rank == LEADER).then_some(&desk);
         let (remote, courier, office) = Remote::new(self.config, ranks, &shares, own_desk, PATIENCE);
         thread::scope(|scope| {
             let desk = &desk;
             let work = move || match rank {
-                0 => {
+                LEADER => {
                     let lead = Lead::new(remote, ranks, desk, office);
                     let summary = self.lead(&lead, &mut frames()?, watch)?;
                     lead.end()?;

@@ -35,12 +35,14 @@ pub enum Kind {
     Order,
     /// To a worker: that was the last one.
     End,
+    /// To the leader: this worker is there, whatever it does.
+    Alive,
     /// Something that this version does not write.
     Unknown,
 }
 
 impl Kind {
-    const ALL: [Kind; 14] = [
+    const ALL: [Kind; 15] = [
         Kind::Gradients,
         Kind::Pushed,
         Kind::Fetch,
@@ -55,6 +57,7 @@ impl Kind {
         Kind::Settled,
         Kind::Order,
         Kind::End,
+        Kind::Alive,
     ];
 
     /// Its number on the wire.

@@ -33,11 +33,19 @@ impl Ranks {
         self.workers + number
     }
 
+    /// What a rank is.
+    pub fn role(&self, rank: usize) -> &'static str {
+        if rank < self.workers { "worker" } else { "server" }
+    }
+
     /// The ranks of all servers.
     pub fn of_servers(&self) -> std::ops::Range<usize> {
         self.workers..self.workers + self.servers
     }
 }
+
+/// The rank of the worker that leads.
+pub const LEADER: usize = 0;
 
 /// How long a rank rests that has nothing to do.
 const REST: std::time::Duration = std::time::Duration::from_micros(50);

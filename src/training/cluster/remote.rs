@@ -9,7 +9,7 @@ use super::lead::Desk;
 use super::letters::{Kind, Letter};
 use super::pack::pack;
 use super::shares::Shares;
-use super::{Post, REST, Ranks};
+use super::{LEADER, Post, REST, Ranks};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::network::shared::Fetched;
@@ -50,7 +50,7 @@ impl Outbox {
 struct Inbox {
     letters: Receiver<Result<(usize, Letter)>>,
     /// Weights that have come, until all are here.
-    blocks: Vec<Letter>,
+    blocks: Vec<(usize, Letter)>,
     /// Servers of which more is to come.
     missing: usize,
     /// Updates that the first server had seen when it was asked.
@@ -67,7 +67,7 @@ pub struct Courier<'a> {
     office: Sender<Result<(usize, Letter)>>,
     /// The leader's, whose courier answers those who want a number.
     desk: Option<&'a Desk>,
-    /// After so long a server that does not answer is given up.
+    /// After so long a rank that does not answer is given up.
     patience: Duration,
 }
 
@@ -118,7 +118,7 @@ impl<'a> Remote<'a> {
             };
             let (from, letter) = letter?;
             match letter.kind {
-                Kind::Weights => inbox.blocks.push(letter),
+                Kind::Weights => inbox.blocks.push((from, letter)),
                 Kind::Fetched => {
                     // The first server counts the updates of all.
                     let mut numbers = letter.numbers();
@@ -140,13 +140,13 @@ impl<'a> Remote<'a> {
         let with_sums = self.config.training.copies_weights();
         let failed = Mutex::new(None);
         own.rows.each_number(blocks.len(), |number| {
-            let letter = &blocks[number];
+            let (from, letter) = &blocks[number];
             let taken = letter.open().and_then(|([stage, block], bytes)| {
                 let block = network.stages.get(stage as usize)?.blocks.all().get(block as usize)?;
                 block.write().read_from(with_sums, bytes)
             });
             if taken.is_none() {
-                let error = foreign(self.ranks.server(0), letter);
+                let error = foreign(*from, letter);
                 failed.lock().expect("no worker panics").get_or_insert(error);
             }
         });
@@ -228,20 +228,22 @@ impl Remote<'_> {
 }
 
 impl Courier<'_> {
-    /// Carries letters until the [`Remote`] is dropped, which servers are told then, or a server does not answer.
+    /// Carries letters until the [`Remote`] is dropped, which servers are told then, or a rank falls silent: a server that owes an
+    /// answer or, where the leader looks, a worker.
     pub fn run(self, ranks: Ranks, post: &mut impl Post) {
-        // Since when each server owes a letter.
-        let mut owing: Vec<Option<Instant>> = vec![None; ranks.servers];
+        // Since when each rank owes a letter.
+        let mut owing: Vec<Option<Instant>> = vec![None; ranks.workers + ranks.servers];
+        let mut told = None::<Instant>;
         let mut held: Option<(usize, Letter, Instant)> = None;
         loop {
             let mut moved = false;
             while let Some((from, letter)) = post.receive() {
                 moved = true;
-                let owes = letter.kind != Kind::Fetched;
-                if let Some(since) = from.checked_sub(ranks.workers).and_then(|server| owing.get_mut(server))
-                {
-                    *since = since.filter(|_| owes).map(|_| Instant::now());
-                }
+                let owes = match from < ranks.workers {
+                    true => self.desk.is_some(),
+                    false => letter.kind != Kind::Fetched && owing[from].is_some(),
+                };
+                owing[from] = owes.then(Instant::now);
                 self.deliver(from, letter, post);
             }
             if held.is_none() {
@@ -254,15 +256,19 @@ impl Courier<'_> {
             if let Some((to, letter, _)) = held.take_if(|(to, ..)| post.on_the_way(*to) < OUTBOX) {
                 moved = true;
                 if letter.kind == Kind::Fetch {
-                    owing[to - ranks.workers] = Some(Instant::now());
+                    owing[to] = Some(Instant::now());
                 }
                 post.send(to, letter);
             }
+            if self.desk.is_none() && told.is_none_or(|told| told.elapsed() > self.patience / 10) {
+                told = Some(Instant::now());
+                post.send(LEADER, Letter::new(Kind::Alive, &[]));
+            }
             let late = |since: &Option<Instant>| since.is_some_and(|since| since.elapsed() > self.patience);
             let full = held.as_ref().filter(|(_, _, since)| late(&Some(*since))).map(|(to, ..)| *to);
-            if let Some(rank) = full.or(owing.iter().position(late).map(|server| ranks.server(server))) {
-                let seconds = self.patience.as_secs();
-                let silent = format!("rank {rank}, a server, has not answered for {seconds} s");
+            if let Some(rank) = full.or(owing.iter().position(late)) {
+                let (role, seconds) = (ranks.role(rank), self.patience.as_secs());
+                let silent = format!("rank {rank}, a {role}, has not answered for {seconds} s");
                 // Nobody there: it has ended already.
                 let _ = self.inbox.send(Err(Error::Mismatch(silent.clone())));
                 let _ = self.office.send(Err(Error::Mismatch(silent)));
@@ -283,6 +289,7 @@ impl Courier<'_> {
                 let number: Vec<u64> = desk.take().into_iter().collect();
                 post.send(from, Letter::new(Kind::Take, &number));
             }
+            (Kind::Alive, _) => {}
             // Nobody there: it has ended already.
             (Kind::Weights | Kind::Fetched, _) => drop(self.inbox.send(Ok((from, letter)))),
             _ => drop(self.office.send(Ok((from, letter)))),

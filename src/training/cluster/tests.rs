@@ -11,11 +11,12 @@ use std::time::Duration;
 use rand::Rng;
 
 use super::job::Job as Ranked;
+use super::lead::{Desk, Lead};
 use super::letters::{Kind, Letter};
 use super::remote::Remote;
 use super::serve::{Errand, Server};
 use super::shares::Shares;
-use super::{Post, Ranks};
+use super::{LEADER, Post, Ranks};
 use crate::config::RunConfig;
 use crate::dataset::Dataset;
 use crate::error::Result;
@@ -370,4 +371,33 @@ fn a_run_on_ranks_comes_to_the_loss_of_threads_and_goes_on_with_other_ranks() {
             assert!((again / first - 1.0).abs() < 0.1, "{again} and {first}, {workers:?}");
         }
     }
+}
+
+#[test]
+fn a_worker_of_which_nothing_is_heard_is_named() {
+    let (config, ranks) = (config(&[]), Ranks { workers: 3, servers: 1 });
+    let shares = Shares::new(&Network::new(&config, 3).unwrap(), 1);
+    let (mut posts, _) = posts(4);
+    let (desk, patience) = (Desk::default(), Duration::from_millis(1500));
+    let (remote, courier, office) = Remote::new(&config, ranks, &shares, Some(&desk), patience);
+    let (mut own, mut there, mut silent) = (posts.remove(0), posts.remove(0), posts.remove(0));
+    let mut server = posts.remove(0);
+    // It has been heard of once.
+    silent.send(LEADER, Letter::new(Kind::Alive, &[]));
+    let (alive, others, _letters) = Remote::new(&config, ranks, &shares, None, patience);
+    let error = thread::scope(|scope| {
+        scope.spawn(move || courier.run(ranks, &mut own));
+        let lead = Lead::new(remote, ranks, &desk, office);
+        scope.spawn(move || others.run(ranks, &mut there));
+        // A server that takes its letters until the worker parts.
+        scope.spawn(move || {
+            while server.receive().is_none_or(|(_, letter)| letter.kind != Kind::Done) {
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let error = lead.hear(Duration::from_secs(20)).err().unwrap();
+        drop(alive);
+        error
+    });
+    assert!(error.to_string().contains("rank 2, a worker, has not answered"), "{error}");
 }
