@@ -235,12 +235,6 @@ impl Replica {
         Own { network: self.own.as_deref(), end: job.stages.end, rows: self.work.rows() }
     }
 
-    /// Forgets what it fetched and has not pushed.
-    pub fn forget(&mut self) {
-        (self.fetched, self.oldest, self.since_push) = (None, None, 0);
-        self.accrued.iter().for_each(Gradients::forget);
-    }
-
     fn push(
         &mut self,
         server: &dyn ParameterServer,

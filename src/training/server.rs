@@ -206,13 +206,6 @@ impl Gradients {
     pub fn blocks(&self, stage: usize) -> usize {
         self.stages[stage].len()
     }
-
-    /// Makes all of them 0.
-    pub fn forget(&self) {
-        for block in self.stages.iter().flatten() {
-            block.lock().expect("no replica panics").iter_mut().for_each(|array| array.fill(0.0));
-        }
-    }
 }
 
 /// Sum of squares.

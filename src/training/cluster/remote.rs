@@ -279,9 +279,7 @@ impl Courier<'_> {
             }
         }
     }
-}
 
-impl Courier<'_> {
     /// Gives a letter to whom it is for.
     fn deliver(&self, from: usize, letter: Letter, post: &mut impl Post) {
         match (letter.kind, self.desk) {
@@ -299,7 +297,7 @@ impl Courier<'_> {
 
 /// Tells servers that there is no more to come, and waits until they are told.
 fn part(ranks: Ranks, post: &mut impl Post) {
-    let servers = (0..ranks.servers).map(|server| ranks.server(server));
+    let servers = ranks.of_servers();
     for server in servers.clone() {
         post.send(server, Letter::new(Kind::Done, &[]));
     }
