@@ -61,7 +61,7 @@ impl Dataset {
         keep: bool,
         progress: impl Fn() + Sync,
     ) -> Result<Dataset> {
-        let reason = match cache::open(run, store, shape, margin) {
+        let reason = match cache::open(run, store, (shape, margin), false) {
             Ok(dataset) => return Ok(dataset),
             Err(reason) => reason.filter(|_| keep),
         };
@@ -72,12 +72,13 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// The pictures that another process has decoded from the store and keeps in the folder `run`.
+    /// The pictures that another process of the same job has decoded from the store and keeps in the folder `run`: mapped, and read only
+    /// where they are used.
     ///
     /// # Errors
     /// They are not there, or others.
     pub fn open(store: &FrameStore, shape: MapShape, margin: usize, run: &Path) -> Result<Dataset> {
-        cache::open(run, store, shape, margin).map_err(|reason| {
+        cache::open(run, store, (shape, margin), true).map_err(|reason| {
             let reason = reason.unwrap_or_else(|| "is not there".into());
             Error::bad_file(
                 run.join(cache::PIXELS),

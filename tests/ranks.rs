@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -63,16 +64,108 @@ const LINE: &str = "train tiny.toml --frames f --quiet --set training.steps=[100
 fn two_servers_and_two_workers_come_to_the_loss_of_threads() {
     let folder = frames();
     let threads = held_out(&json(folder.path(), &format!("{LINE} --threads 2 --out threads")));
-    for (name, settings) in [("whole", ""), ("halves", " --set training.push_as=bf16")] {
+    for (name, settings, replicas) in
+        [("whole", "", 2), ("halves", " --set training.push_as=bf16", 2), ("split", " --split 2", 1)]
+    {
         let job = start(folder.path(), RANKS, &format!("{LINE} --out {name} --servers 2 --json{settings}"));
         let output = finish(job);
         assert!(output.status.success(), "{}", text(&output.stderr));
         let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!((summary["steps"].as_u64(), summary["replicas"].as_u64()), (Some(2000), Some(2)));
-        for (ranks, threads) in held_out(&summary).into_iter().zip(&threads) {
-            assert!((ranks / threads - 1.0).abs() < 0.03, "{name}: {ranks} on ranks, {threads} on threads");
+        assert_eq!((summary["steps"].as_u64(), summary["replicas"].as_u64()), (Some(2000), Some(replicas)));
+        assert_close(name, &summary, &threads);
+    }
+}
+
+/// The losses of a run on ranks are within 3 % of those of one on threads.
+fn assert_close(name: &str, summary: &serde_json::Value, threads: &[f64]) {
+    for (ranks, threads) in held_out(summary).into_iter().zip(threads) {
+        assert!((ranks / threads - 1.0).abs() < 0.03, "{name}: {ranks} on ranks, {threads} on threads");
+    }
+}
+
+/// Two hosts: network namespaces, each with an address of its own, joined by a cable.
+struct Hosts {
+    /// Before the address in a namespace's name.
+    prefix: String,
+}
+
+impl Hosts {
+    const ADDRESSES: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
+
+    /// None where this user or machine cannot have them.
+    fn new() -> Option<Hosts> {
+        let hosts = Hosts { prefix: format!("striate-{}-", std::process::id()) };
+        let [one, two] = Self::ADDRESSES.map(|address| hosts.name(address));
+        let ip = |line: String| {
+            let output = Command::new("ip").args(line.split_whitespace()).output();
+            output.is_ok_and(|output| output.status.success())
+        };
+        let made = ip(format!("netns add {one}"))
+            && ip(format!("netns add {two}"))
+            && ip(format!("link add cable netns {one} type veth peer name cable netns {two}"))
+            && Self::ADDRESSES.iter().zip([one, two]).all(|(address, name)| {
+                ip(format!("-n {name} addr add {address}/24 dev cable"))
+                    && ip(format!("-n {name} link set cable up"))
+                    && ip(format!("-n {name} link set lo up"))
+            });
+        made.then_some(hosts)
+    }
+
+    fn name(&self, address: &str) -> String {
+        format!("{}{address}", self.prefix)
+    }
+
+    /// Bytes that the first host received over the cable.
+    fn received(&self) -> u64 {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name(Self::ADDRESSES[0]), "cat", "/proc/net/dev"]);
+        let counts = text(&command.output().unwrap().stdout);
+        let cable = counts.lines().find_map(|line| line.trim().strip_prefix("cable:")).unwrap();
+        cable.split_whitespace().next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for address in Self::ADDRESSES {
+            // Where they were not made there is nothing to remove.
+            let _ = Command::new("ip").args(["netns", "del", &self.name(address)]).output();
         }
     }
+}
+
+#[test]
+fn two_hosts_with_addresses_of_their_own_come_to_the_loss_of_threads() {
+    let Some(hosts) = Hosts::new() else {
+        println!("skipped: no network namespaces here (ip netns, as root)");
+        return;
+    };
+    let folder = frames();
+    let threads = held_out(&json(folder.path(), &format!("{LINE} --threads 2 --out threads")));
+    // What mpirun calls in place of ssh: HOST COMMAND...
+    let agent = folder.path().join("agent");
+    let on_host = |host: &str, command: &str| {
+        format!("ip netns exec {}{host} unshare --uts sh -c \"hostname {host}; {command}\"", hosts.prefix)
+    };
+    fs::write(&agent, format!("#!/bin/sh\nhost=$1\nshift\nexec {}\n", on_host("$host", "$*"))).unwrap();
+    fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
+    let [one, two] = Hosts::ADDRESSES;
+    let program = assert_cmd::cargo::cargo_bin!("striate");
+    let line = format!(
+        "exec mpirun --allow-run-as-root --oversubscribe --mca mpi_yield_when_idle 1 --mca btl self,tcp --mca plm_rsh_agent {} \
+         --mca btl_tcp_if_include 10.77.0.0/24 --mca oob_tcp_if_include 10.77.0.0/24 -H {one}:2,{two}:2 -n {RANKS} {} {LINE} \
+         --out hosts --servers 2 --json",
+        agent.display(),
+        program.display(),
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &on_host(one, &line)]).current_dir(folder.path());
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let summary = serde_json::from_slice(&output.stdout).unwrap();
+    assert_close("two hosts", &summary, &threads);
+    // The second host has the servers: weights come from there in each of 2,000 steps.
+    assert!(hosts.received() > 10_000_000, "{} bytes", hosts.received());
 }
 
 #[test]
@@ -107,9 +200,7 @@ fn a_rank_that_is_killed_is_named_and_the_run_goes_on_from_its_checkpoint() {
             assert!(since.elapsed() < ENDS_WITHIN, "ended {:?} after rank {victim}", since.elapsed());
             kills += 1;
         };
-        for (ranks, whole) in held_out(&summary).into_iter().zip(&whole) {
-            assert!((ranks / whole - 1.0).abs() < 0.03, "{ranks} after kills, {whole} on threads");
-        }
+        assert_close("after kills", &summary, &whole);
         assert!(!snapshot(&out).keys().any(|path| path.to_string_lossy().contains("partial")));
         rounds += 1;
     }
@@ -121,6 +212,8 @@ fn what_ranks_cannot_do_is_said_once() {
     let folder = frames();
     for (ranks, line, code, wanted) in [
         (2, "--servers 2", 1, "2 servers among 2 ranks"),
+        (4, "--servers 1 --split 2", 1, "3 workers (4 ranks, 1 servers) cannot be replicas of 2"),
+        (3, "--servers 1 --split 2 --set training.global_clip=1", 2, "training.global_clip"),
         (2, "--set training.mode=sync", 2, "training.mode"),
     ] {
         let output = finish(start(folder.path(), ranks, &format!("{LINE} --out refused {line}")));

@@ -45,8 +45,8 @@ fn take_part(
     threads: usize,
     post: &mut Mpi,
 ) -> Result<ExitCode> {
-    let (rank, ranks) = (post.rank(), Ranks::new(post.ranks(), args.servers)?);
-    Job::check(config)?;
+    let (rank, ranks) = (post.rank(), Ranks::new(post.ranks(), args.servers, usize::from(args.split))?);
+    Job::check(config, ranks)?;
     if rank == 0 {
         check_folder(&args.out, args.resume)?;
         std::fs::create_dir_all(&args.out).map_err(Error::io(&args.out, "create"))?;

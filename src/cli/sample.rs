@@ -57,7 +57,8 @@ pub struct SampleArgs {
     /// Video streams of a file to look into.
     #[arg(long, value_enum, default_value_t = StreamsArg::Best, help_heading = WHICH)]
     streams: StreamsArg,
-    /// Take only the inputs that belong to part I of N, counted from 0: every machine of N takes its own.
+    /// Take only the inputs that belong to part I of N, counted from 0: every machine of N takes its own. `auto`: as the task of a Slurm job
+    /// array or of srun; `auto/N`: as the pod of an indexed Kubernetes job of N.
     #[arg(long, value_name = "I/N", help_heading = WHICH, value_parser = parse_shard)]
     shard: Option<(u64, u64)>,
 
@@ -141,7 +142,7 @@ Examples:
   striate sample 'films/**/*.mkv' --out outputs/keys --keyframes --drop dark,duplicates
   striate sample pictures/ --out outputs/frames --size 32 --grey --unlike test-pictures/
   find /data -name '*.mp4' -print0 | striate sample --list - --out outputs/frames --every 2s
-  striate sample /data --out outputs/part-$SLURM_ARRAY_TASK_ID --shard $SLURM_ARRAY_TASK_ID/100
+  striate sample /data --out outputs/part-$SLURM_ARRAY_TASK_ID --shard auto   # sbatch --array=0-99
   striate frames merge outputs/part-* --out outputs/frames
 
 The folder then holds tar shards (WebDataset: key.jpg and key.json), frames.parquet with a row for
@@ -259,8 +260,30 @@ fn parse_part(text: &str) -> Result<Part, String> {
 }
 
 fn parse_shard(text: &str) -> Result<(u64, u64), String> {
+    if text == "auto" || text.starts_with("auto/") {
+        return shard_of_job(text, |name| std::env::var(name).ok());
+    }
     let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
-    parts.filter(|(i, n)| i < n).ok_or("expected I/N with I from 0 to N-1, such as 0/4".into())
+    parts.filter(|(i, n)| i < n).ok_or("expected I/N with I from 0 to N-1, such as 0/4, or auto".into())
+}
+
+/// What the launcher of a cluster says of this task in the environment.
+fn shard_of_job(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<(u64, u64), String> {
+    let number = |name: &str| variable(name)?.parse::<u64>().ok();
+    let count = text.strip_prefix("auto/").map(|count| count.parse::<u64>().ok());
+    let array = || {
+        let step = number("SLURM_ARRAY_TASK_STEP").filter(|&step| step > 0).unwrap_or(1);
+        let first = number("SLURM_ARRAY_TASK_MIN")?;
+        Some((number("SLURM_ARRAY_TASK_ID")?.checked_sub(first)? / step, number("SLURM_ARRAY_TASK_COUNT")?))
+    };
+    let (found, wanted) = match count {
+        Some(count) => (number("JOB_COMPLETION_INDEX").zip(count), "JOB_COMPLETION_INDEX below N"),
+        None => (
+            array().or_else(|| number("SLURM_PROCID").zip(number("SLURM_NTASKS"))),
+            "SLURM_ARRAY_TASK_ID, _MIN and _COUNT, or SLURM_PROCID and SLURM_NTASKS; auto/N takes JOB_COMPLETION_INDEX",
+        ),
+    };
+    found.filter(|(i, n)| i < n).ok_or_else(|| format!("expected in the environment: {wanted}"))
 }
 
 /// What `striate sample` did.
@@ -545,6 +568,27 @@ mod tests {
         assert_eq!(parse_shard("2/3"), Ok((2, 3)));
         for wrong in ["3/3", "1", "/", "-1/2", "0/0"] {
             assert!(parse_shard(wrong).is_err(), "{wrong}");
+        }
+        let of = |text: &str, variables: &[(&str, &str)]| {
+            let find =
+                |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, v)| v.to_string());
+            shard_of_job(text, find)
+        };
+        let array = [
+            ("SLURM_ARRAY_TASK_ID", "14"),
+            ("SLURM_ARRAY_TASK_MIN", "10"),
+            ("SLURM_ARRAY_TASK_COUNT", "6"),
+            ("SLURM_ARRAY_TASK_STEP", "2"),
+            ("SLURM_PROCID", "0"),
+            ("SLURM_NTASKS", "1"),
+        ];
+        assert_eq!(of("auto", &array), Ok((2, 6)), "the array, not the only task of its job");
+        assert_eq!(of("auto", &array[4..]), Ok((0, 1)));
+        assert_eq!(of("auto/7", &[("JOB_COMPLETION_INDEX", "6")]), Ok((6, 7)));
+        for (text, variables) in
+            [("auto", &[][..]), ("auto/6", &[("JOB_COMPLETION_INDEX", "6")]), ("auto/x", &array)]
+        {
+            assert!(of(text, variables).unwrap_err().contains("environment"), "{text}");
         }
     }
 }

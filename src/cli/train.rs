@@ -59,6 +59,9 @@ pub struct TrainArgs {
     /// Of the ranks that mpirun starts, those that hold the weights; all others learn. Default: one of five.
     #[arg(long, value_name = "K")]
     pub servers: Option<usize>,
+    /// Split each replica over so many workers by position, for networks larger than one machine's memory; with mpirun only.
+    #[arg(long, value_name = "R", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub split: u16,
     /// Search a learning rate to begin with, instead of training: a table, and nothing written.
     #[arg(long, conflicts_with_all = ["resume", "out"])]
     find_lr: bool,
@@ -148,11 +151,12 @@ pub fn run(args: TrainArgs, global: Global) -> anyhow::Result<ExitCode> {
     if let Some(ranks) = ranks() {
         return on_ranks(args, config, global, ranks);
     }
-    if args.servers.is_some() {
-        return Err(Error::Mismatch(
-            "--servers is for several ranks: start them with mpirun -n N striate train ...".into(),
-        )
-        .into());
+    for (option, given) in [("--servers", args.servers.is_some()), ("--split", args.split > 1)] {
+        if given {
+            let problem =
+                format!("{option} is for several ranks: start them with mpirun -n N striate train ...");
+            return Err(Error::Mismatch(problem).into());
+        }
     }
     let threads = global.use_threads(args.threads)?;
     if args.find_lr {

@@ -7,6 +7,8 @@
 //! Each direction is three passes over rows, which threads share out: sum over maps and blur along each row; blur down the
 //! columns, use the mean, and begin the second mean; blur that down the columns and use it.
 
+use std::ops::Range;
+
 use super::rows::Rows;
 use super::{Buffer, Cpu, Kernel, Simd, with_scratch};
 use crate::geometry::MapShape;
@@ -22,6 +24,18 @@ pub struct Lcn {
     row_weight: Vec<f32>,
     col_weight: Vec<f32>,
     floor: f32,
+}
+
+/// The rows of maps that are made here, and what gets those around them, within half a window, where they are made elsewhere: it is
+/// given a single map and the length of its rows.
+#[derive(Clone, Copy)]
+pub struct Within<'a> {
+    /// How they are worked on.
+    pub rows: Rows,
+    /// The rows.
+    pub made: &'a Range<usize>,
+    /// See above.
+    pub fill: &'a dyn Fn(&mut [f32], usize),
 }
 
 /// Memory that normalisation and its gradient work in, each one map of `[rows, cols, lanes]`.
@@ -74,17 +88,19 @@ impl Lcn {
     }
 
     /// `y = g / max(floor, deviation)`; `h` and `y`: `[rows, cols, maps, lanes]`.
-    pub fn normalise(&self, cpu: Cpu, rows: Rows, h: &[f32], y: &mut [f32], scratch: &mut LcnScratch) {
+    pub fn normalise(&self, cpu: Cpu, within: &Within, h: &[f32], y: &mut [f32], scratch: &mut LcnScratch) {
         assert_eq!((h.len(), y.len()), (self.shape.len() * self.lanes, h.len()));
-        let LcnScratch { divisor, first, second } = scratch;
+        let (LcnScratch { divisor, first, second }, rows) = (scratch, within.rows);
         let (wide, narrow) = self.row_lens();
-        rows.each(first, narrow, |row, first| {
+        rows.each_in(first, narrow, within.made, |row, first| {
             cpu.run(Sum { lcn: self, h: &h[row * wide..][..wide], out: first });
         });
-        rows.each_pair((y, wide), (second, narrow), |row, g, second| {
+        (within.fill)(first, narrow);
+        rows.each_pair_in((y, wide), (second, narrow), within.made, |row, g, second| {
             cpu.run(Centre { lcn: self, row, means: first, h: &h[row * wide..][..wide], g, squares: second });
         });
-        rows.each_pair((y, wide), (divisor, narrow), |row, y, divisor| {
+        (within.fill)(second, narrow);
+        rows.each_pair_in((y, wide), (divisor, narrow), within.made, |row, y, divisor| {
             cpu.run(Divide { lcn: self, row, squares: second, divisor, y });
         });
     }
@@ -95,17 +111,17 @@ impl Lcn {
     pub fn gradient(
         &self,
         cpu: Cpu,
-        rows: Rows,
+        within: &Within,
         y: &[f32],
         dy: &mut [f32],
         dh: &mut [f32],
         scratch: &mut LcnScratch,
     ) {
         assert_eq!((y.len(), dy.len(), dh.len()), (self.shape.len() * self.lanes, y.len(), y.len()));
-        let LcnScratch { divisor, first, second } = scratch;
+        let (LcnScratch { divisor, first, second }, rows) = (scratch, within.rows);
         let (divisor, (wide, narrow)) = (&divisor[..], self.row_lens());
         let dy_before = &dy[..];
-        rows.each(first, narrow, |row, first| {
+        rows.each_in(first, narrow, within.made, |row, first| {
             let (y, dy) = (&y[row * wide..][..wide], &dy_before[row * wide..][..wide]);
             cpu.run(DivisorGradient {
                 lcn: self,
@@ -116,11 +132,13 @@ impl Lcn {
                 out: first,
             });
         });
-        rows.each_pair((dy, wide), (second, narrow), |row, dy, second| {
+        (within.fill)(first, narrow);
+        rows.each_pair_in((dy, wide), (second, narrow), within.made, |row, dy, second| {
             let (y, divisor) = (&y[row * wide..][..wide], &divisor[row * narrow..][..narrow]);
             cpu.run(CentredGradient { lcn: self, row, means: first, y, divisor, dg: dy, sums: second });
         });
-        rows.each(dh, wide, |row, dh| {
+        (within.fill)(second, narrow);
+        rows.each_in(dh, wide, within.made, |row, dh| {
             cpu.run(MeanGradient { lcn: self, row, means: second, dg: &dy[row * wide..][..wide], dh });
         });
     }
@@ -371,7 +389,8 @@ mod tests {
 
     fn normalised(lcn: &Lcn, cpu: Cpu, h: &[f32]) -> Vec<f32> {
         let mut y = vec![0.0; h.len()];
-        lcn.normalise(cpu, Rows::InTurn, h, &mut y, &mut LcnScratch::new(lcn.shape, LANES));
+        let within = Within { rows: Rows::InTurn, made: &(0..lcn.shape.rows), fill: &|_, _| () };
+        lcn.normalise(cpu, &within, h, &mut y, &mut LcnScratch::new(lcn.shape, LANES));
         y
     }
 

@@ -22,6 +22,18 @@ impl Rows {
         }
     }
 
+    /// As [`each`](Self::each), of some rows of `len` numbers only.
+    pub fn each_in(
+        self,
+        out: &mut [f32],
+        len: usize,
+        rows: &Range<usize>,
+        work: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        let some = &mut out[rows.start * len..rows.end * len];
+        self.each(some, len, |row, piece| work(rows.start + row, piece));
+    }
+
     /// As [`each`](Self::each), with pieces of different lengths: those numbered `pieces`, each from its `start` to that of the next.
     pub fn each_of(
         self,
@@ -62,8 +74,20 @@ impl Rows {
         }
     }
 
-    /// As [`each`](Self::each), with the pieces of two arrays.
-    pub fn each_pair(
+    /// As [`each_in`](Self::each_in), with the rows of two arrays.
+    pub fn each_pair_in(
+        self,
+        (a, a_len): (&mut [f32], usize),
+        (b, b_len): (&mut [f32], usize),
+        rows: &Range<usize>,
+        work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+    ) {
+        let a = &mut a[rows.start * a_len..rows.end * a_len];
+        let b = &mut b[rows.start * b_len..rows.end * b_len];
+        self.each_pair((a, a_len), (b, b_len), |row, a, b| work(rows.start + row, a, b));
+    }
+
+    fn each_pair(
         self,
         (a, a_len): (&mut [f32], usize),
         (b, b_len): (&mut [f32], usize),

@@ -9,7 +9,10 @@ pub mod plain;
 pub mod preprocess;
 pub mod shared;
 pub mod stage;
+pub mod strip;
 pub mod weights;
+
+use std::sync::Arc;
 
 use ndarray::{Array4, ArrayView4};
 
@@ -20,6 +23,7 @@ use crate::kernels::{Buffer, Cpu, Rows, lanes_for};
 pub use crop::Crop;
 use objective::Loss;
 pub use stage::{Activations, Stage, StageKernels};
+use strip::{Peers, Strip};
 pub use weights::{At, WeightUpdate, Weights};
 
 /// S stages of local, untied filters, pooling and contrast normalisation (paper §3). Shared by all replicas.
@@ -126,6 +130,27 @@ impl Network {
         self
     }
 
+    /// One of several parts of it: it keeps the filters of some rows of positions of every stage, and works together with the other parts
+    /// (paper §4.1).
+    #[must_use]
+    pub fn part(mut self, (part, parts): (usize, usize), peers: &Arc<dyn Peers>) -> Network {
+        for stage in &mut self.stages {
+            stage.strip = Strip::of_part(&stage.shape, (part, parts), Arc::clone(peers));
+            stage.blocks.keep_only(stage.held());
+        }
+        self
+    }
+
+    /// True unless it is a [part](Self::part).
+    pub fn is_whole(&self) -> bool {
+        self.stages[0].strip.is_whole()
+    }
+
+    /// Draws all weights that are here anew, as [`new`](Self::new) does.
+    pub fn draw(&self, seed: u64) {
+        self.stages.iter().for_each(|stage| stage.blocks.draw(stage.number, seed));
+    }
+
     /// What does the arithmetic.
     fn kernels(&self) -> &dyn StageKernels {
         &self.cpu
@@ -165,9 +190,13 @@ impl Network {
 
     /// One stage, whose input is there, as far as `kind`.
     fn encode(&self, work: &mut Workspace, index: usize, kind: Kind) {
-        let pictures = work.pictures;
-        let (input, acts) = work.split(index);
         let (stage, kernels) = (&self.stages[index], self.kernels());
+        let (pictures, row) = (work.pictures, stage.shape.input.row_len() * work.lanes);
+        if index > 0 {
+            // Pictures are there as a whole.
+            stage.strip.fill_fields(work.input_of(index), row);
+        }
+        let (input, acts) = work.split(index);
         kernels.filter(stage, input, acts);
         if kind != Kind::A {
             kernels.pool(stage, acts);

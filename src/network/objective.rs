@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use super::strip::rows_of;
 use super::{Network, Unit, WeightUpdate, Workspace};
 use crate::config::Objective;
 use crate::geometry::Kind;
@@ -39,7 +40,10 @@ impl Network {
     /// The objective of `stages` on the loaded minibatch, without learning. Leaves `residual` behind.
     pub fn losses(&self, work: &mut Workspace, stages: Range<usize>) -> Vec<Loss> {
         self.forward(work, stages.end - 1);
-        stages.map(|index| self.decode(work, index)).collect()
+        let first = &self.stages[stages.start];
+        let mut losses: Vec<Loss> = stages.map(|index| self.decode(work, index)).collect();
+        first.strip.add_losses(&mut losses);
+        losses
     }
 
     /// One step of `stages` on the loaded minibatch: forward, then from the top down gradients that `update` turns into
@@ -66,18 +70,24 @@ impl Network {
             let into_input = joint && index > stages.start;
 
             let target = into_input && objective == Objective::JointFull;
+            let (input_row, row) = (
+                stage.shape.input.row_len() * acts.field.lanes,
+                stage.shape.pooled.row_len() * acts.field.lanes,
+            );
             if into_input && !target {
-                dx.fill(0.0);
+                rows_of(dx, &stage.strip.input, input_row).fill(0.0);
             }
             kernels.residual_gradient(stage, acts, pictures, target.then_some(&mut *dx));
 
-            acts.dh.fill(stage.settings.sparsity_weight as f32 / pictures as f32);
+            let sparsity = stage.settings.sparsity_weight as f32 / pictures as f32;
+            rows_of(&mut acts.dh, &stage.strip.pooled, row).fill(sparsity);
             if joint && index < top {
                 kernels.normalisation_gradient(stage, acts);
             }
             kernels.pooling_gradient(stage, acts);
             kernels.learn(stage, input, acts, into_input.then_some(dx), update);
         }
+        self.stages[stages.start].strip.add_losses(&mut work.losses);
         &work.losses
     }
 
@@ -124,11 +134,15 @@ impl Network {
         let (input, acts) = work.split(index);
         self.kernels().decode(stage, input, acts);
         let mean = 1.0 / pictures as f64;
-        let total = |maps: &[f32], f: fn(f32) -> f32| sum(acts.rows, maps, lanes, pictures, f);
+        let total = |maps: &[f32], made: &Range<usize>, row: usize, f: fn(f32) -> f32| {
+            sum(acts.rows, &maps[made.start * row..made.end * row], lanes, pictures, f)
+        };
+        let (s, strip) = (&stage.shape, &stage.strip);
+        let (input_row, row) = (s.input.row_len() * lanes, s.pooled.row_len() * lanes);
         Loss {
-            reconstruction: mean * total(&acts.residual, |r| r * r),
-            sparsity: mean * stage.settings.sparsity_weight * total(&acts.h, |h| h),
-            signal: mean * total(input, |x| x * x),
+            reconstruction: mean * total(&acts.residual, &strip.input, input_row, |r| r * r),
+            sparsity: mean * stage.settings.sparsity_weight * total(&acts.h, &strip.pooled, row, |h| h),
+            signal: mean * total(input, &strip.input, input_row, |x| x * x),
         }
     }
 }

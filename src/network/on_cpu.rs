@@ -3,8 +3,10 @@
 use std::ops::Range;
 
 use super::stage::{Activations, Stage, StageKernels};
+use super::strip::rows_of;
 use super::weights::{At, Place, WeightUpdate, Weights};
 use crate::kernels::filter::{self, Field, TOGETHER};
+use crate::kernels::lcn::Within;
 use crate::kernels::stored::Slice;
 use crate::kernels::{Cpu, pool, with_scratch};
 
@@ -17,7 +19,8 @@ impl StageKernels for Cpu {
         let Activations { rows, field, a, .. } = acts;
         let blocks = stage.blocks.all();
         let start = |number| stage.blocks.first_unit(number) * field.lanes;
-        rows.each_of(a, 0..blocks.len(), &start, &|number, a| {
+        let made = rows_of(a, &stage.strip.filtered, stage.shape.filtered.row_len() * field.lanes);
+        rows.each_of(made, stage.held(), &start, &|number, a| {
             let block = &blocks[number];
             let (arrays, input) = (block.read(), seen(stage, *field, &block.place, input));
             a.fill(0.0);
@@ -28,32 +31,49 @@ impl StageKernels for Cpu {
     fn pool(&self, stage: &Stage, acts: &mut Activations) {
         let Activations { rows, field, a, h, .. } = acts;
         let s = &stage.shape;
-        rows.each(h, s.pooled.row_len() * field.lanes, |row, h| {
+        stage.strip.fill_windows(a, s.filtered.row_len() * field.lanes);
+        rows.each_in(h, s.pooled.row_len() * field.lanes, &stage.strip.pooled, |row, h| {
             pool::pool_row(*self, s, stage.settings.epsilon as f32, a, row, h);
         });
     }
 
-    fn normalise(&self, _: &Stage, acts: &mut Activations, pictures: usize) {
+    fn normalise(&self, stage: &Stage, acts: &mut Activations, pictures: usize) {
         let Activations { rows, lcn, h, y, lcn_scratch, field, .. } = acts;
+        let (made, row) = (&stage.strip.pooled, stage.shape.pooled.row_len() * field.lanes);
         match lcn {
-            Some(lcn) => lcn.normalise(*self, *rows, h, y, lcn_scratch),
-            None => y.copy_from_slice(h),
+            Some(lcn) => {
+                let fill = |map: &mut [f32], len| stage.strip.fill_contrast(map, len);
+                let within = Within { rows: *rows, made, fill: &fill };
+                lcn.normalise(*self, &within, h, y, lcn_scratch);
+            }
+            None => rows_of(y, made, row).copy_from_slice(rows_of(h, made, row)),
         }
         if pictures < field.lanes {
+            let y = rows_of(y, made, row);
             y.chunks_exact_mut(field.lanes).for_each(|lanes| lanes[pictures..].fill(0.0));
         }
     }
 
     fn decode(&self, stage: &Stage, input: &[f32], acts: &mut Activations) {
         let Activations { rows, field, a, residual, .. } = acts;
-        let at_once = rows.at_once(stage.shape.input.rows, ROWS_AT_ONCE);
-        rows.each(residual, at_once * field.pitch, |number, residual| {
-            let first = number * at_once;
+        let (strip, reach, pitch) = (&stage.strip, stage.strip.reach(), field.pitch);
+        let at_once = rows.at_once(reach.len(), ROWS_AT_ONCE);
+        let compare = |first: usize, residual: &mut [f32]| {
+            divide_by_coverage(stage, first, residual, field.lanes);
+            residual.iter_mut().zip(&input[first * pitch..]).for_each(|(r, x)| *r -= x);
+        };
+        rows.each(rows_of(residual, &reach, pitch), at_once * pitch, |number, residual| {
+            let first = reach.start + number * at_once;
             residual.fill(0.0);
             give_back(*self, stage, *field, Weights::Decoder, a, first, residual);
-            divide_by_coverage(stage, first, residual, field.lanes);
-            residual.iter_mut().zip(&input[first * field.pitch..]).for_each(|(r, x)| *r -= x);
+            if strip.is_whole() {
+                compare(first, residual);
+            }
         });
+        if !strip.is_whole() {
+            strip.add_fields(residual, pitch);
+            rows.each_in(residual, pitch, &strip.input, compare);
+        }
     }
 
     fn residual_gradient(
@@ -64,44 +84,57 @@ impl StageKernels for Cpu {
         dx: Option<&mut [f32]>,
     ) {
         let Activations { rows, field, residual, .. } = acts;
-        let (scale, pitch) = (2.0 / pictures as f32, field.pitch);
+        let (scale, pitch, made) = (2.0 / pictures as f32, field.pitch, &stage.strip.input);
         if let Some(dx) = dx {
-            rows.each(dx, pitch, |row, dx| {
+            rows.each_in(dx, pitch, made, |row, dx| {
                 dx.iter_mut().zip(&residual[row * pitch..]).for_each(|(dx, r)| *dx = -scale * r);
             });
         }
-        rows.each(residual, pitch, |row, residual| {
+        rows.each_in(residual, pitch, made, |row, residual| {
             residual.iter_mut().for_each(|r| *r *= scale);
             divide_by_coverage(stage, row, residual, field.lanes);
         });
+        stage.strip.fill_fields(residual, pitch);
     }
 
-    fn normalisation_gradient(&self, _: &Stage, acts: &mut Activations) {
-        let Activations { rows, lcn, y, dy, dh, lcn_scratch, .. } = acts;
+    fn normalisation_gradient(&self, stage: &Stage, acts: &mut Activations) {
+        let Activations { rows, lcn, field, y, dy, dh, lcn_scratch, .. } = acts;
+        let (made, row) = (&stage.strip.pooled, stage.shape.pooled.row_len() * field.lanes);
         match lcn {
-            Some(lcn) => lcn.gradient(*self, *rows, y, dy, dh, lcn_scratch),
-            None => dh.iter_mut().zip(dy.iter()).for_each(|(dh, dy)| *dh += dy),
+            Some(lcn) => {
+                let fill = |map: &mut [f32], len| stage.strip.fill_contrast(map, len);
+                let within = Within { rows: *rows, made, fill: &fill };
+                lcn.gradient(*self, &within, y, dy, dh, lcn_scratch);
+            }
+            None => {
+                let dh = rows_of(dh, made, row).iter_mut();
+                dh.zip(rows_of(dy, made, row)).for_each(|(dh, dy)| *dh += *dy);
+            }
         }
     }
 
     fn pooling_gradient(&self, stage: &Stage, acts: &mut Activations) {
         let Activations { rows, field, a, h, dh, da, .. } = acts;
         let (s, pooled) = (&stage.shape, stage.shape.pooled.row_len() * field.lanes);
-        rows.each(dh, pooled, |row, dh| {
+        rows.each_in(dh, pooled, &stage.strip.pooled, |row, dh| {
             dh.iter_mut().zip(&h[row * pooled..]).for_each(|(dh, &h)| *dh /= h);
         });
+        stage.strip.fill_pools(dh, pooled);
         let filtered = s.filtered.row_len() * field.lanes;
-        rows.each(da, filtered, |row, da| {
+        rows.each_in(da, filtered, &stage.strip.filtered, |row, da| {
             pool::pool_gradient_row(*self, s, dh, row, &a[row * filtered..][..filtered], da);
         });
     }
 
     fn filtering_gradient(&self, stage: &Stage, acts: &Activations, dx: &mut [f32]) {
         let Activations { rows, field, da, .. } = acts;
-        let at_once = rows.at_once(stage.shape.input.rows, ROWS_AT_ONCE);
-        rows.each(dx, at_once * field.pitch, |number, dx| {
-            give_back(*self, stage, *field, Weights::Encoder, da, number * at_once, dx);
+        let (strip, reach, pitch) = (&stage.strip, stage.strip.reach(), field.pitch);
+        let at_once = rows.at_once(reach.len(), ROWS_AT_ONCE);
+        strip.clear_fields(dx, pitch);
+        rows.each(rows_of(dx, &reach, pitch), at_once * pitch, |number, dx| {
+            give_back(*self, stage, *field, Weights::Encoder, da, reach.start + number * at_once, dx);
         });
+        strip.add_fields(dx, pitch);
     }
 
     fn learn(
@@ -116,7 +149,8 @@ impl StageKernels for Cpu {
         let Activations { rows, field, a, da, residual, .. } = acts;
         let (rows, field, blocks, tied) = (*rows, *field, stage.blocks.all(), stage.blocks.is_tied());
         let start = |number| stage.blocks.first_unit(number) * field.lanes;
-        rows.each_of(da, 0..blocks.len(), &start, &|number, da| {
+        let (made, row) = (&stage.strip.filtered, stage.shape.filtered.row_len() * field.lanes);
+        rows.each_of(rows_of(da, made, row), stage.held(), &start, &|number, da| {
             let (block, a) = (&blocks[number], &a[start(number)..][..da.len()]);
             let (maps, residual) = (block.maps().0, seen(stage, field, &block.place, residual));
             if tied {
@@ -133,7 +167,7 @@ impl StageKernels for Cpu {
             self.filtering_gradient(stage, acts, dx);
         }
         let Activations { a, da, residual, .. } = acts;
-        rows.each_of(da, 0..blocks.len(), &start, &|number, da| {
+        rows.each_of(rows_of(da, made, row), stage.held(), &start, &|number, da| {
             let place = &blocks[number].place;
             let (maps, input) = (blocks[number].maps().0, seen(stage, field, place, input));
             let (a, residual) = (&a[start(number)..][..da.len()], seen(stage, field, place, residual));
@@ -177,7 +211,8 @@ fn give_back(
     out: &mut [f32],
 ) {
     let (s, lanes, last) = (&stage.shape, field.lanes, first + out.len() / field.pitch);
-    for (number, block) in stage.blocks.all().iter().enumerate() {
+    for number in stage.held() {
+        let block = &stage.blocks.all()[number];
         let (Place { cols, maps, .. }, (top, left)) = (&block.place, first_field(stage, &block.place));
         let rows = top.max(first)..(top + s.field).min(last);
         if rows.is_empty() {

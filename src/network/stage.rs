@@ -1,7 +1,8 @@
 //! One stage: what it is, what flows through it in both directions (paper §3), and what a processor does to it.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
+use super::strip::{Strip, share};
 use super::weights::{Blocks, WeightUpdate};
 use crate::config::{self, LcnBorder, Precision, Reconstruction};
 use crate::geometry::{MapShape, StageShape};
@@ -21,6 +22,8 @@ pub struct Stage {
     pub blocks: Blocks,
     /// 1 / (number of receptive fields covering each input position), for `reconstruction = "coverage"`.
     pub(super) inverse_coverage: Option<Vec<f32>>,
+    /// The rows of its maps that are made here: all, but in a [part](super::Network::part) of a network.
+    pub strip: Strip,
 }
 
 /// What one replica knows of a stage while it works on a minibatch: activations and their gradients.
@@ -143,7 +146,18 @@ impl Stage {
             let inverse = |n: usize| 1.0 / n.max(1) as f32;
             rows.iter().flat_map(|&row| cols.iter().map(move |&col| inverse(row * col))).collect()
         });
-        Stage { number, shape, settings, blocks, inverse_coverage }
+        let strip = Strip::whole(&shape);
+        Stage { number, shape, settings, blocks, inverse_coverage, strip }
+    }
+
+    /// The blocks of weights that are here.
+    pub fn held(&self) -> Range<usize> {
+        self.blocks.of_rows(&self.strip.filtered)
+    }
+
+    /// The blocks of weights that one of `parts` parts of the network has.
+    pub fn of_part(&self, part: usize, parts: usize) -> Range<usize> {
+        self.blocks.of_rows(&share(self.shape.filtered.rows, part, parts))
     }
 
     /// A copy that can only encode.

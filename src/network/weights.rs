@@ -287,6 +287,11 @@ impl Blocks {
         &self.blocks[row * self.per_row..][..self.per_row]
     }
 
+    /// The numbers of those of some rows of positions.
+    pub fn of_rows(&self, rows: &Range<usize>) -> Range<usize> {
+        rows.start * self.per_row..rows.end * self.per_row
+    }
+
     /// Where the units of a block begin in maps `[row, column, map]`; up to the next block, they are all its.
     pub fn first_unit(&self, number: usize) -> usize {
         let Place { row, cols, maps } = &self.blocks[number].place;

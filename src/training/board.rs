@@ -68,7 +68,7 @@ impl Board {
         self.events.flush()
     }
 
-    /// Writes a validation, and the filters of the first stage if `pictures`.
+    /// Writes a validation, and the filters of the first stage if `pictures`, where they are all here.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -86,7 +86,7 @@ impl Board {
             values.extend(of_stage.map(|(name, value)| (format!("{name}/stage {}", stage.stage), value)));
         }
         self.events.scalars(validation.step, &values)?;
-        if pictures {
+        if pictures && network.is_whole() {
             for (name, which) in [("encoder", Weights::Encoder), ("decoder", Weights::Decoder)] {
                 let tag = format!("filters/{name} 1");
                 self.events.image(validation.step, &tag, &png(&filters(network, which)))?;

@@ -55,9 +55,38 @@ impl Engine<'_> {
         match self {
             Engine::Threads(_) => feeder.take(end, input),
             Engine::Cluster(lead) => match lead.desk().take() {
-                Some(number) => Ok(feeder.take(u64::MAX, input)?.map(|_| number)),
+                Some(number) => {
+                    lead.group.check()?;
+                    lead.count(0);
+                    lead.group.turn(number, feeder.next())?;
+                    Ok(feeder.take(u64::MAX, input)?.map(|_| number))
+                }
                 None => Ok(None),
             },
+        }
+    }
+
+    /// Tells the other parts of a replica that is split to look at frames with this one.
+    pub fn look(&self, frames: &[usize]) -> Result<()> {
+        match self {
+            Engine::Threads(_) => Ok(()),
+            Engine::Cluster(lead) => lead.group.look(frames),
+        }
+    }
+
+    /// Minibatches that the replica of each worker learned from; empty on threads.
+    pub fn done(&self) -> Vec<u64> {
+        match self {
+            Engine::Threads(_) => Vec::new(),
+            Engine::Cluster(lead) => lead.done(),
+        }
+    }
+
+    /// Refuses what was computed while a part of a replica was lost.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Engine::Threads(_) => Ok(()),
+            Engine::Cluster(lead) => lead.group.check(),
         }
     }
 
@@ -113,7 +142,11 @@ impl Engine<'_> {
             Engine::Threads(_) => checkpoint::save(folder, config, weights, whitening, data, state),
             Engine::Cluster(lead) => {
                 let partial = share::begin(folder)?;
-                let parts = lead.send_servers(&Errand::Save { folder: partial, data: data.clone() })?;
+                let errand = Errand::Save { folder: partial.clone(), data: data.clone() };
+                let parts = lead.send_servers(&errand).inspect_err(|_| {
+                    // What is half written would only fill the disk; the error that matters is the first.
+                    let _ = std::fs::remove_dir_all(&partial);
+                })?;
                 share::finish(folder, (config, data), whitening, state, &parts)
             }
         }

@@ -45,7 +45,7 @@ use engine::Engine;
 pub(crate) use feeder::Feeder;
 use monitor::{LogLine, Monitor, Totals};
 pub use parallel::{Parallel, check_memory};
-pub(crate) use parallel::{ahead, inputs_len};
+pub(crate) use parallel::{ahead, check_worker_memory, inputs_len};
 use run::{Pools, Run};
 use server::Store;
 use state::RollBacks;
@@ -69,6 +69,17 @@ pub struct Options<'a> {
     pub lead: Option<(&'a Lead<'a>, &'a FrameStore)>,
     /// Set to a signal's number to stop after the current step, save and return.
     pub interrupted: &'a AtomicUsize,
+}
+
+impl Options<'_> {
+    /// The network that this process is to have, or its part of it, all weights 0.
+    fn empty(&self, config: &RunConfig) -> Result<Network> {
+        let network = Network::zeros(config, true)?;
+        Ok(match self.lead {
+            Some((lead, _)) => lead.group.own(network),
+            None => network,
+        })
+    }
 }
 
 /// What [`train`] tells of while it works.
@@ -102,6 +113,9 @@ pub struct Summary {
     pub threads: usize,
     /// Replicas that trained.
     pub replicas: usize,
+    /// Minibatches that each of them learned from now, on several ranks: whoever is faster takes more.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub of_replicas: Vec<u64>,
     /// Share of the replicas' time in this call that they waited for minibatches.
     pub stall: f64,
     /// Updates in this call by staleness, see [`LogLine::staleness`].
@@ -173,6 +187,10 @@ impl fmt::Display for Summary {
             100.0 * stall,
             self.mean_staleness
         )?;
+        if !self.of_replicas.is_empty() {
+            let each: Vec<String> = self.of_replicas.iter().map(u64::to_string).collect();
+            writeln!(f, "minibatches of each: {}", each.join(", "))?;
+        }
         if self.skipped > 0 {
             writeln!(f, "{} pictures could not be read and were passed over", self.skipped)?;
         }
@@ -219,9 +237,13 @@ pub fn train(
         health::check_frames(config, frames).map_err(|e| Error::bad_file(options.frames, e.to_string()))?;
     let threads = options.threads.max(1);
     let replicas = options.lead.map_or_else(|| Parallel::new(config, threads).replicas, |_| 1);
-    let workers = options.lead.map_or(1, |(lead, _)| lead.ranks().workers);
-    let (learners, all_threads) = (replicas.max(workers), threads * workers);
-    check_memory(config, replicas)?;
+    let Ranks { workers, parts, .. } =
+        options.lead.map_or(Ranks { workers: 1, parts: 1, servers: 0 }, |(lead, _)| lead.ranks());
+    let (learners, all_threads) = (replicas.max(workers / parts), threads * workers);
+    match options.lead {
+        Some(_) => check_worker_memory(config, parts)?,
+        None => check_memory(config, replicas)?,
+    }
     let cpu = Cpu::detect()?;
     fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
     // For as long as the run is in this process.
@@ -239,8 +261,7 @@ pub fn train(
         fingerprint: frames.fingerprint().to_owned(),
     };
     let going_on = from.is_some();
-    let resumed =
-        from.map(|folder| state::resume(&folder, config, &used, options.accept_changes)).transpose()?;
+    let resumed = from.map(|folder| state::resume(&folder, config, &used, options)).transpose()?;
     frames.keep()?;
     let frames = &*frames;
     run::clear_unfinished(out)?;
@@ -255,7 +276,8 @@ pub fn train(
         None => {
             let split = Split::new(&frames.keys, config.training.held_out, options.seed);
             let whitening = Whitening::fit_on(&config.input, frames, &split.training, options.seed)?;
-            let network = Network::new(config, options.seed)?;
+            let network = options.empty(config)?;
+            network.draw(options.seed);
             // Now, and not only after hours of training.
             checkpoint::check_room(out, &network, &whitening)?;
             (network, whitening, State::new(options.seed, used.clone()), Vec::new())
@@ -276,7 +298,7 @@ pub fn train(
     state.held_out = held_out;
     // What this process learns from: all, or the leader's share.
     if let Some((lead, store)) = options.lead {
-        split = follow::own_split(frames, store, config, state.seed, (0, lead.ranks().workers))?;
+        split = follow::own_split(frames, store, config, state.seed, (0, lead.ranks().replicas()))?;
     }
     let phases = config.phases();
     if state.phase == phases.len() && changes.is_empty() {
@@ -332,8 +354,10 @@ pub fn train(
     };
     let how = match options.lead {
         Some((lead, _)) => {
-            let Ranks { workers, servers } = lead.ranks();
-            format!("{workers} workers of {threads} threads each, {servers} servers, {} frames", frames.len())
+            let Ranks { servers, .. } = lead.ranks();
+            let split = if parts > 1 { format!(", a replica on {parts} of them") } else { String::new() };
+            let frames = frames.len();
+            format!("{workers} workers of {threads} threads each{split}, {servers} servers, {frames} frames")
         }
         None => format!("{replicas} replicas on {threads} threads, {} frames", frames.len()),
     };
@@ -359,7 +383,9 @@ pub fn train(
                 phases.iter().skip(state.phase).map(|(_, steps)| steps).sum::<u64>() - state.phase_step;
             let (shuffle_seed, numbers) = match options.lead {
                 // Who learns from how many is not known: it goes by who is faster.
-                Some(_) => (follow::shuffle_seed(state.seed, 0), state.step / workers as u64..u64::MAX),
+                Some(_) => {
+                    (follow::shuffle_seed(state.seed, 0), state.step / (workers / parts) as u64..u64::MAX)
+                }
                 None => (state.seed, state.step..state.step + left),
             };
             let shuffle = Shuffle::new(shuffle_seed, split.training.len(), config.training.batch);
@@ -389,8 +415,9 @@ pub fn train(
     }
     let totals = run.lock_monitor().totals().clone();
     let seconds = state.seconds - seconds_before;
-    let summary =
+    let mut summary =
         summary(config, &state, &split, (out, all_threads, learners), (steps_before, seconds), totals)?;
+    summary.of_replicas = run.engine.done();
     run.note_quietly(state.step, if summary.finished { "done" } else { "interrupted and saved" })?;
     Ok(summary)
 }
@@ -414,6 +441,7 @@ fn summary(
         seconds: state.seconds,
         threads,
         replicas,
+        of_replicas: Vec::new(),
         stall: (totals.stall.as_secs_f64() / replica_seconds).min(1.0),
         mean_staleness: totals.mean_staleness(),
         staleness: totals.staleness,

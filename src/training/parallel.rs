@@ -81,3 +81,21 @@ pub fn check_memory(config: &RunConfig, replicas: usize) -> Result<()> {
     }
     Ok(())
 }
+
+/// Refuses a worker of a job of several ranks that does not fit in memory: one of `parts` that its replica is split into.
+///
+/// # Errors
+/// As said, with what it would need and what there is.
+pub(crate) fn check_worker_memory(config: &RunConfig, parts: usize) -> Result<()> {
+    let TrainingBytes { weights, optimiser, activations, .. } = training_bytes(config, 1);
+    // In f32, whatever the weights are in.
+    let gradients = weights / config.training.precision.bytes() as u64 * 4;
+    let of_part = (weights + optimiser + gradients + activations) / parts as u64;
+    let need_bytes = of_part + 4 * (inputs_len(config) * ahead(1)) as u64;
+    let have_bytes = available_memory();
+    if need_bytes > have_bytes {
+        let what = format!("a worker with a replica split into {parts} (--split)");
+        return Err(Error::NoRoom { what, need_bytes, have_bytes });
+    }
+    Ok(())
+}

@@ -17,6 +17,7 @@ use super::health::Health;
 use super::monitor::{Done, LogLine, Monitor, Position};
 use super::optimiser::{Plan, Step};
 use super::replica::{Job, Norms, Replica, learn_together};
+use super::server::{Own, ParameterServer};
 use super::state::{Best, FramesUsed, State, load};
 use super::validate::{StageValidation, Validation, validate};
 use super::{Happened, Options, Skipped};
@@ -211,11 +212,13 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
     pub fn roll_back(&mut self, used: &FramesUsed) -> Result<State> {
         let (network, state) = match checkpoint::latest(self.out) {
             Some(folder) => {
-                let (found, state) = load(&folder, self.config)?;
+                let (found, state) = load(&folder, self.config, self.options)?;
                 (found.network, state)
             }
             None => {
-                (Network::new(self.config, self.options.seed)?, State::new(self.options.seed, used.clone()))
+                let network = self.options.empty(self.config)?;
+                network.draw(self.options.seed);
+                (network, State::new(self.options.seed, used.clone()))
             }
         };
         self.weights = Arc::new(network);
@@ -254,8 +257,10 @@ impl<W: Fn(Happened) + Sync> Run<'_, W> {
             // No frames are held out of few: these tell of units at least.
             false => self.split.training.iter().take(500).map(|&n| n as usize).collect(),
         };
-        let Run { weights, replicas, inputs, pools, .. } = self;
+        let Run { weights, replicas, inputs, pools, engine, .. } = self;
+        engine.look(&frames)?;
         let found = pools.all.install(|| validate(weights, replicas, inputs, &frames, stages));
+        engine.check()?;
         let reviving = self.config.training.dead_units == DeadUnits::Revive && by_step && state.step > 0;
         if found.is_empty() {
             return Ok(None);
@@ -403,7 +408,9 @@ impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
                         Err(error) => break Err(error),
                     };
                 let stall = waiting.elapsed();
-                let wants_norms = self.run.lock_monitor().claim_norms();
+                // Of a part of a replica they would say nothing.
+                let whole = self.run.weights.is_whole();
+                let wants_norms = whole && self.run.lock_monitor().claim_norms();
                 let norms = wants_norms.then_some(self.norms);
                 let pushed = |age| self.run.lock_monitor().add_staleness(age);
                 let learned = replica.learn(server, &job, self.step(number), norms, pushed);
@@ -469,8 +476,12 @@ impl<W: Fn(Happened) + Sync> Shared<'_, '_, W> {
             let own = self.each_for_itself(replicas);
             // Where it has stopped for another reason than that all is done.
             lead.desk().stop();
+            lead.group.stop()?;
             hearing.join().expect("it does not panic").and(own)
-        })
+        })?;
+        // As they are now that all have settled.
+        let (network, rows) = (Some(&*self.run.weights), replicas[0].work.rows());
+        lead.remote.settle(&Own { network, end: self.stretch.plan.stages.end, rows }, &mut |_| ())
     }
 
     /// Takes down how a minibatch of another rank went.

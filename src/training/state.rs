@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::Options;
 use crate::config::RunConfig;
 use crate::dataset::is_cache_file;
 use crate::error::{Error, Result};
@@ -147,9 +148,13 @@ impl RollBacks {
 
 /// The network of a checkpoint and where its run stands, to go on with by the settings `config`. A run that was complete goes on
 /// where its last stage is given more steps.
-pub(super) fn load(folder: &Path, config: &RunConfig) -> Result<(Checkpoint, State)> {
+pub(super) fn load(folder: &Path, config: &RunConfig, options: &Options) -> Result<(Checkpoint, State)> {
     let mut state: State = checkpoint::read_state(folder)?;
-    let mut found = Checkpoint::load(folder, true)?;
+    let config_then = checkpoint::read_config(folder)?;
+    let network = options.empty(&config_then)?;
+    checkpoint::load_into(&network, folder)?;
+    let whitening = checkpoint::load_whitening(folder)?;
+    let mut found = Checkpoint { config: config_then, network, whitening };
     let (before, now) = (found.config.phases(), config.phases());
     if state.phase == before.len() {
         (state.phase, state.phase_step) = (before.len() - 1, before[before.len() - 1].1);
@@ -176,7 +181,7 @@ pub(super) fn load(folder: &Path, config: &RunConfig) -> Result<(Checkpoint, Sta
 }
 
 /// The run in a checkpoint and the settings that change, if settings and frames are those it was begun with; others are refused
-/// by name, or, with `accept`, those that a run cannot go on with.
+/// by name, or, with `accept_changes`, those that a run cannot go on with.
 ///
 /// # Errors
 /// As said, or the checkpoint cannot be read.
@@ -184,7 +189,7 @@ pub(super) fn resume(
     folder: &Path,
     config: &RunConfig,
     used: &FramesUsed,
-    accept: bool,
+    options: &Options,
 ) -> Result<(Checkpoint, State, Vec<String>)> {
     let state: State = checkpoint::read_state(folder)?;
     if (state.frames.count, &state.frames.fingerprint) != (used.count, &used.fingerprint) {
@@ -196,12 +201,12 @@ pub(super) fn resume(
     }
     let changed = checkpoint::read_config(folder)?.differences(config);
     let (allowed, refused): (Vec<String>, Vec<String>) = changed.into_iter().partition(|d| may_change(d));
-    if !refused.is_empty() || (!allowed.is_empty() && !accept) {
+    if !refused.is_empty() || (!allowed.is_empty() && !options.accept_changes) {
         let hint = if refused.is_empty() { "; --accept-changes goes on with the new ones" } else { "" };
         let all = [refused, allowed].concat().join("; ");
         let problem = format!("the run was begun with other settings: {all}{hint}");
         return Err(Error::bad_file(folder, problem));
     }
-    let (found, state) = load(folder, config)?;
+    let (found, state) = load(folder, config, options)?;
     Ok((found, state, allowed))
 }

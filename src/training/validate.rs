@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::replica::Replica;
 use crate::network::objective::Loss;
 use crate::network::preprocess::{Inputs, Scratch};
-use crate::network::{Network, Stage};
+use crate::network::{Activations, Network, Stage};
 use crate::rng;
 
 /// A line of `validation.jsonl`.
@@ -79,15 +79,30 @@ impl Extremes {
         Extremes { largest_a: vec![0.0; a], smallest_h: vec![f32::INFINITY; h], largest_h: vec![0.0; h] }
     }
 
-    fn add(&mut self, (a, h): (&[f32], &[f32]), lanes: usize, pictures: usize) {
-        for (largest, a) in self.largest_a.iter_mut().zip(a.chunks_exact(lanes)) {
+    /// Those of the units that are made here.
+    fn add(&mut self, stage: &Stage, acts: &Activations, lanes: usize, pictures: usize) {
+        let (s, strip) = (&stage.shape, &stage.strip);
+        let units = |rows: &Range<usize>, row: usize| rows.start * row..rows.end * row;
+        let of_a = units(&strip.filtered, s.filtered.row_len());
+        let of_h = units(&strip.pooled, s.pooled.row_len());
+        let a = acts.a[of_a.start * lanes..].chunks_exact(lanes);
+        for (largest, a) in self.largest_a[of_a].iter_mut().zip(a) {
             *largest = a[..pictures].iter().fold(*largest, |most, a| most.max(a.abs()));
         }
-        let h = h.chunks_exact(lanes).map(|h| &h[..pictures]);
-        for ((smallest, largest), h) in self.smallest_h.iter_mut().zip(&mut self.largest_h).zip(h) {
+        let h = acts.h[of_h.start * lanes..].chunks_exact(lanes).map(|h| &h[..pictures]);
+        let extremes = self.smallest_h[of_h.clone()].iter_mut().zip(&mut self.largest_h[of_h]);
+        for ((smallest, largest), h) in extremes.zip(h) {
             *smallest = h.iter().fold(*smallest, |least, h| least.min(*h));
             *largest = h.iter().fold(*largest, |most, h| most.max(*h));
         }
+    }
+
+    /// Gets those of the units that are made elsewhere.
+    fn complete(&mut self, stage: &Stage) {
+        let (s, strip) = (&stage.shape, &stage.strip);
+        strip.gather_simple(&mut self.largest_a, s.filtered.row_len());
+        strip.gather_complex(&mut self.smallest_h, s.pooled.row_len());
+        strip.gather_complex(&mut self.largest_h, s.pooled.row_len());
     }
 
     /// The same whatever the order.
@@ -127,9 +142,13 @@ pub fn validate(
                 continue;
             }
             losses.push((number, network.losses(work, stages.clone())));
-            for (extremes, acts) in extremes.iter_mut().zip(&work.stages[stages.clone()]) {
-                extremes.add((&acts.a, &acts.h), work.lanes, work.pictures);
+            let of_stages = network.stages[stages.clone()].iter().zip(&work.stages[stages.clone()]);
+            for (extremes, (stage, acts)) in extremes.iter_mut().zip(of_stages) {
+                extremes.add(stage, acts, work.lanes, work.pictures);
             }
+        }
+        for (extremes, stage) in extremes.iter_mut().zip(&network.stages[stages.clone()]) {
+            extremes.complete(stage);
         }
         // Training goes on with whole minibatches.
         work.start(whole);

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::config;
 use crate::geometry::MapShape;
-use crate::kernels::lcn::{Lcn, LcnScratch};
+use crate::kernels::lcn::{Lcn, LcnScratch, Within};
 use crate::kernels::{Buffer, Cpu, LANES, Rows};
 
 use super::CPU;
@@ -69,7 +69,8 @@ fn normalise_on(
                 }
             }
         });
-        window.normalise(cpu, Rows::Shared, before, after, lcn);
+        let within = Within { rows: Rows::Shared, made: &(0..shape.rows), fill: &|_, _| () };
+        window.normalise(cpu, &within, before, after, lcn);
         out.par_chunks_exact_mut(len).enumerate().for_each(|(lane, picture)| {
             for (channel, values) in picture.chunks_exact_mut(plane).enumerate() {
                 let places = after[channel * LANES + lane..].iter().step_by(shape.channels * LANES);

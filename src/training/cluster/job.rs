@@ -6,8 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::follow::Follower;
+use super::group::Group;
 use super::lead::{Desk, Lead};
-use super::remote::Remote;
+use super::remote::{Mail, Remote};
 use super::serve::Server;
 use super::shares::Shares;
 use super::{LEADER, Post, Ranks};
@@ -44,14 +45,19 @@ pub struct Job<'a> {
 }
 
 impl Ranks {
-    /// Of `all` ranks, `servers` of which hold weights; by default one for every four that learn.
+    /// Of `all` ranks, `servers` of which hold weights, by default one of five, while `parts` of the others make a replica.
     ///
     /// # Errors
-    /// There would be no worker, or no server.
-    pub fn new(all: usize, servers: Option<usize>) -> Result<Ranks> {
+    /// There would be no worker, or no server, or workers left over.
+    pub fn new(all: usize, servers: Option<usize>, parts: usize) -> Result<Ranks> {
         let servers = servers.unwrap_or_else(|| all.div_ceil(5));
         match all.checked_sub(servers) {
-            Some(workers) if workers > 0 && servers > 0 => Ok(Ranks { workers, servers }),
+            Some(workers) if workers > 0 && servers > 0 && !workers.is_multiple_of(parts) => {
+                Err(Error::Mismatch(format!(
+                    "{workers} workers ({all} ranks, {servers} servers) cannot be replicas of {parts} workers each"
+                )))
+            }
+            Some(workers) if workers > 0 && servers > 0 => Ok(Ranks { workers, parts, servers }),
             _ => Err(Error::Mismatch(format!(
                 "{servers} servers among {all} ranks: there has to be a server and a worker at least"
             ))),
@@ -64,10 +70,14 @@ impl Job<'_> {
     ///
     /// # Errors
     /// As said.
-    pub fn check(config: &RunConfig) -> Result<()> {
+    pub fn check(config: &RunConfig, ranks: Ranks) -> Result<()> {
         if config.training.mode == Mode::Sync {
             let (key, got) = ("training.mode".into(), "\"sync\"".into());
             return Err(Error::Setting { key, got, want: "\"async\" on several ranks".into() });
+        }
+        if config.training.global_clip > 0.0 && ranks.parts > 1 {
+            let (key, got) = ("training.global_clip".into(), config.training.global_clip.to_string());
+            return Err(Error::Setting { key, got, want: "0 where a replica is split over ranks".into() });
         }
         Ok(())
     }
@@ -86,23 +96,25 @@ impl Job<'_> {
     ) -> Result<Option<Summary>> {
         let shares = Shares::new(&Network::zeros(self.config, false)?, ranks.servers);
         if let Some(number) = rank.checked_sub(ranks.workers) {
-            Server::new(self.config, &shares, number, ranks.workers)?.serve(post)?;
+            Server::new(self.config, &shares, number, ranks)?.serve(post)?;
             return Ok(None);
         }
         let desk = Desk::default();
         let own_desk = (rank == LEADER).then_some(&desk);
-        let (remote, courier, office) = Remote::new(self.config, ranks, &shares, own_desk, PATIENCE);
+        let (remote, courier, Mail { office, rows }) =
+            Remote::new(self.config, (ranks, rank), &shares, own_desk, PATIENCE);
+        let group = Group::new(ranks, rank, remote.outbox(), rows);
         thread::scope(|scope| {
             let desk = &desk;
             let work = move || match rank {
                 LEADER => {
-                    let lead = Lead::new(remote, ranks, desk, office);
+                    let lead = Lead::new((remote, group), ranks, desk, office);
                     let summary = self.lead(&lead, &mut frames()?, watch)?;
                     lead.end()?;
                     Ok(Some(summary))
                 }
                 _ => {
-                    let follower = Follower { remote, office, place: (rank, ranks.workers) };
+                    let follower = Follower { remote, office, group, replicas: ranks.replicas() };
                     follower.work(self.config, self.store, self.out, self.threads).map(|()| None)
                 }
             };

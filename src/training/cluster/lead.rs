@@ -4,16 +4,18 @@
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::Ranks;
+use super::group::Group;
 use super::letters::{Kind, Letter};
 use super::remote::{Outbox, Remote, ended, foreign};
-use super::serve::Errand;
-use crate::error::{Error, Result};
+use super::serve::{Errand, Failure};
+use crate::error::Result;
 use crate::network::checkpoint::share::Part;
 use crate::network::objective::Loss;
 use crate::training::optimiser::Plan;
@@ -78,8 +80,12 @@ pub struct Report {
 pub struct Lead<'a> {
     /// The weights.
     pub remote: Remote<'a>,
+    /// Its replica.
+    pub group: Group,
     ranks: Ranks,
     desk: &'a Desk,
+    /// Minibatches that each replica learned from.
+    done: Vec<AtomicU64>,
     out: Outbox,
     office: Mutex<Receiver<Result<(usize, Letter)>>>,
 }
@@ -95,13 +101,14 @@ pub enum News {
 impl<'a> Lead<'a> {
     /// Of a job of these ranks; `office` brings the letters that are not weights.
     pub fn new(
-        remote: Remote<'a>,
+        (remote, group): (Remote<'a>, Group),
         ranks: Ranks,
         desk: &'a Desk,
         office: Receiver<Result<(usize, Letter)>>,
     ) -> Lead<'a> {
         let out = remote.outbox();
-        Lead { remote, ranks, desk, out, office: Mutex::new(office) }
+        let done = (0..ranks.replicas()).map(|_| AtomicU64::new(0)).collect();
+        Lead { remote, group, ranks, desk, done, out, office: Mutex::new(office) }
     }
 
     /// Ranks of the job.
@@ -112,6 +119,18 @@ impl<'a> Lead<'a> {
     /// Numbers of minibatches.
     pub fn desk(&self) -> &Desk {
         self.desk
+    }
+
+    /// Counts a minibatch of a replica.
+    pub fn count(&self, replica: usize) {
+        if let Some(done) = self.done.get(replica) {
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Minibatches that each replica learned from in this job.
+    pub fn done(&self) -> Vec<u64> {
+        self.done.iter().map(|done| done.load(Ordering::Relaxed)).collect()
     }
 
     /// Begins a stretch of minibatches up to number `end`, on all workers.
@@ -145,7 +164,10 @@ impl<'a> Lead<'a> {
             Ok(letter) => {
                 let (from, letter) = letter?;
                 let news = match letter.kind {
-                    Kind::Report => letter.read().map(News::Report),
+                    Kind::Report => {
+                        self.count(from / self.ranks.parts);
+                        letter.read().map(News::Report)
+                    }
                     Kind::Settled => Some(News::Settled),
                     _ => None,
                 };
@@ -165,14 +187,17 @@ impl<'a> Lead<'a> {
             self.out.send(rank, Letter::of(Kind::Errand, errand))?;
         }
         let office = self.office.lock().expect("nobody panics who reads letters");
-        let mut parts = Vec::new();
+        // All answers, so that none is taken for that to a later errand.
+        let mut outcomes = Vec::new();
         for _ in 0..self.ranks.servers {
             let (from, letter) = office.recv().map_err(|_| ended())??;
-            let done: std::result::Result<Option<Part>, String> =
-                letter.read().filter(|_| letter.kind == Kind::DidIt).ok_or_else(|| foreign(from, &letter))?;
-            let part =
-                done.map_err(|problem| Error::Mismatch(format!("rank {from}, a server: {problem}")))?;
-            parts.extend(part);
+            let done: Option<std::result::Result<Option<Part>, Failure>> = letter.read();
+            let done = done.filter(|_| letter.kind == Kind::DidIt).ok_or_else(|| foreign(from, &letter))?;
+            outcomes.push(done.map_err(|failure| failure.of_rank(from, errand)));
+        }
+        let mut parts = Vec::new();
+        for outcome in outcomes {
+            parts.extend(outcome?);
         }
         Ok(parts)
     }

@@ -37,12 +37,19 @@ pub enum Kind {
     End,
     /// To the leader: this worker is there, whatever it does.
     Alive,
+    /// To the other parts of a replica: the number of their next minibatch and its place in the order of the replica's own, if there
+    /// are more in this stretch.
+    Turn,
+    /// To the other parts of a replica: look at these frames.
+    Look,
+    /// From part to part of a replica: rows of maps.
+    Rows,
     /// Something that this version does not write.
     Unknown,
 }
 
 impl Kind {
-    const ALL: [Kind; 15] = [
+    const ALL: [Kind; 18] = [
         Kind::Gradients,
         Kind::Pushed,
         Kind::Fetch,
@@ -58,6 +65,9 @@ impl Kind {
         Kind::Order,
         Kind::End,
         Kind::Alive,
+        Kind::Turn,
+        Kind::Look,
+        Kind::Rows,
     ];
 
     /// Its number on the wire.

@@ -1,11 +1,12 @@
 //! More than one process: workers, each a replica that learns from minibatches of its own, and servers, which hold the weights
 //! in shares (paper §4.1; Dean et al. 2012).
 //!
-//! Ranks `0..workers` are workers, those after them servers. A worker fetches weights of all servers every P minibatches and
+//! Ranks `0..workers` are workers, those after them servers. Workers side by side may be one replica, split among them by position. A worker fetches weights of all servers every P minibatches and
 //! pushes its gradients every G; none waits for another. [`Post`] carries their letters. What a worker
 //! learns with knows it as a [`ParameterServer`](crate::training::server::ParameterServer), and not that it is far away.
 
 pub mod follow;
+pub mod group;
 pub mod job;
 pub mod lead;
 pub mod letters;
@@ -23,6 +24,8 @@ use letters::Letter;
 pub struct Ranks {
     /// Those that learn.
     pub workers: usize,
+    /// Workers of each replica, which is split among them by position.
+    pub parts: usize,
     /// Those that hold weights.
     pub servers: usize,
 }
@@ -31,6 +34,21 @@ impl Ranks {
     /// The rank of a server, counted from 0.
     pub fn server(&self, number: usize) -> usize {
         self.workers + number
+    }
+
+    /// Replicas that learn.
+    pub fn replicas(&self) -> usize {
+        self.workers / self.parts
+    }
+
+    /// The worker that has the first part of the replica of this worker.
+    pub fn head(&self, worker: usize) -> usize {
+        worker - self.part(worker)
+    }
+
+    /// Which part of its replica a worker has.
+    pub fn part(&self, worker: usize) -> usize {
+        worker % self.parts
     }
 
     /// What a rank is.

@@ -27,6 +27,7 @@ const OUTBOX: usize = 16;
 pub struct Remote<'a> {
     config: &'a RunConfig,
     ranks: Ranks,
+    rank: usize,
     shares: &'a Shares,
     out: Outbox,
     inbox: Mutex<Inbox>,
@@ -65,28 +66,40 @@ pub struct Courier<'a> {
     inbox: Sender<Result<(usize, Letter)>>,
     /// For letters that are neither weights nor for the desk.
     office: Sender<Result<(usize, Letter)>>,
+    /// For rows of maps.
+    rows: Sender<Result<(usize, Letter)>>,
     /// The leader's, whose courier answers those who want a number.
     desk: Option<&'a Desk>,
     /// After so long a rank that does not answer is given up.
     patience: Duration,
 }
 
+/// What else comes to a worker.
+pub struct Mail {
+    /// Letters that are neither weights, nor rows, nor for the leader's desk.
+    pub office: Receiver<Result<(usize, Letter)>>,
+    /// Rows of maps, from the other parts of its replica.
+    pub rows: Receiver<Result<(usize, Letter)>>,
+}
+
 impl<'a> Remote<'a> {
-    /// Of a worker among `ranks`, its courier, and the letters that are neither weights nor for the leader's `desk`; a server that
-    /// does not answer for so long is given up.
+    /// Of a worker, a `rank` among `ranks`, its courier, and what else comes; the leader has a `desk`. A server that does not answer for
+    /// so long is given up.
     pub fn new(
         config: &'a RunConfig,
-        ranks: Ranks,
+        (ranks, rank): (Ranks, usize),
         shares: &'a Shares,
         desk: Option<&'a Desk>,
         patience: Duration,
-    ) -> (Remote<'a>, Courier<'a>, Receiver<Result<(usize, Letter)>>) {
+    ) -> (Remote<'a>, Courier<'a>, Mail) {
         let (to_post, out) = sync_channel(OUTBOX);
         let (inbox, letters) = channel();
         let inbox_state = Inbox { letters, blocks: Vec::new(), missing: 0, updates: 0, ages: Vec::new() };
-        let (office, office_letters) = channel();
-        let remote = Remote { config, ranks, shares, out: Outbox(to_post), inbox: Mutex::new(inbox_state) };
-        (remote, Courier { out, inbox, office, desk, patience }, office_letters)
+        let ((office, to_office), (rows, of_rows)) = (channel(), channel());
+        let inbox_state = Mutex::new(inbox_state);
+        let remote = Remote { config, ranks, rank, shares, out: Outbox(to_post), inbox: inbox_state };
+        let mail = Mail { office: to_office, rows: of_rows };
+        (remote, Courier { out, inbox, office, rows, desk, patience }, mail)
     }
 
     /// Where letters to other ranks go.
@@ -200,7 +213,10 @@ impl ParameterServer for Remote<'_> {
             });
         }
         failed.into_inner().expect("no worker panics").map_or(Ok(()), Err)?;
-        self.send(0, Letter::new(Kind::Pushed, &[push.fetched.updates()]))?;
+        if self.ranks.head(self.rank) == self.rank {
+            // Once for all parts of a replica.
+            self.send(0, Letter::new(Kind::Pushed, &[push.fetched.updates()]))?;
+        }
         self.inbox.lock().expect("no worker panics").ages.drain(..).for_each(pushed);
         Ok(())
     }
@@ -218,11 +234,17 @@ impl Remote<'_> {
         let (factor, minibatches) = push.step.made_of();
         let head = [stage as u64, block as u64, push.step.number(), factor.to_bits(), minibatches];
         let mut letter = Letter::new(Kind::Gradients, &head);
-        gradients.edit(stage, block, |arrays| {
+        let empty = gradients.edit(stage, block, |arrays| {
+            let empty = arrays.iter().all(|array| array.is_empty());
             for array in arrays {
                 pack(array, push.scale, self.config.training.push_as, &mut letter.bytes);
             }
+            empty
         });
+        if empty {
+            // Another part of the replica has it.
+            return Ok(());
+        }
         self.send(self.shares.server(stage, block), letter)
     }
 }
@@ -271,6 +293,7 @@ impl Courier<'_> {
                 let silent = format!("rank {rank}, a {role}, has not answered for {seconds} s");
                 // Nobody there: it has ended already.
                 let _ = self.inbox.send(Err(Error::Mismatch(silent.clone())));
+                let _ = self.rows.send(Err(Error::Mismatch(silent.clone())));
                 let _ = self.office.send(Err(Error::Mismatch(silent)));
                 return;
             }
@@ -290,6 +313,7 @@ impl Courier<'_> {
             (Kind::Alive, _) => {}
             // Nobody there: it has ended already.
             (Kind::Weights | Kind::Fetched, _) => drop(self.inbox.send(Ok((from, letter)))),
+            (Kind::Rows, _) => drop(self.rows.send(Ok((from, letter)))),
             _ => drop(self.office.send(Ok((from, letter)))),
         }
     }

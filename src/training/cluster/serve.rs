@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::letters::{Kind, Letter};
 use super::pack::unpack;
 use super::shares::Shares;
-use super::{Post, REST};
+use super::{Post, REST, Ranks};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::kernels::Buffer;
@@ -55,6 +55,31 @@ pub enum Errand {
     },
 }
 
+/// Why an errand failed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Failure {
+    problem: String,
+    /// For want of room on the disk.
+    full_disk: bool,
+}
+
+impl Failure {
+    fn of(error: &Error) -> Failure {
+        Failure { problem: error.to_string(), full_disk: error.is_full_disk() }
+    }
+
+    /// As the leader sees it.
+    pub fn of_rank(self, rank: usize, errand: &Errand) -> Error {
+        let problem = format!("rank {rank}, a server: {}", self.problem);
+        match errand {
+            Errand::Save { folder, .. } if self.full_disk => {
+                Error::io(folder, "write")(std::io::Error::new(std::io::ErrorKind::StorageFull, problem))
+            }
+            _ => Error::Mismatch(problem),
+        }
+    }
+}
+
 /// A share of the weights, and the workers that use it.
 pub struct Server<'a> {
     config: &'a RunConfig,
@@ -62,6 +87,7 @@ pub struct Server<'a> {
     shares: &'a Shares,
     /// Which of the servers it is.
     number: usize,
+    ranks: Ranks,
     workers: Vec<Worker>,
     /// Updates that are complete.
     updates: u64,
@@ -85,7 +111,7 @@ struct Worker {
 }
 
 impl Server<'_> {
-    /// The server `number` of `shares`. All its weights are 0, until an [`Errand`] brings others.
+    /// The server `number` of `shares`, for the workers of `ranks`. All its weights are 0, until an [`Errand`] brings others.
     ///
     /// # Errors
     /// As [`Network::zeros`].
@@ -93,7 +119,7 @@ impl Server<'_> {
         config: &'a RunConfig,
         shares: &'a Shares,
         number: usize,
-        workers: usize,
+        ranks: Ranks,
     ) -> Result<Server<'a>> {
         let network = Network::zeros(config, true)?;
         for (index, stage) in network.stages.iter().enumerate() {
@@ -101,8 +127,8 @@ impl Server<'_> {
         }
         let stages = network.stages.len();
         let worker = || Worker { seen: vec![None; stages], ..Worker::default() };
-        let workers = (0..workers).map(|_| worker()).collect();
-        Ok(Server { config, network, shares, number, workers, updates: 0, changes: vec![0; stages] })
+        let workers = (0..ranks.workers).map(|_| worker()).collect();
+        Ok(Server { config, network, shares, number, ranks, workers, updates: 0, changes: vec![0; stages] })
     }
 
     /// Serves until no worker wants anything more; returns the network, whose weights are up to date as far as they are this
@@ -133,7 +159,7 @@ impl Server<'_> {
             match letter.kind {
                 Kind::Errand => {
                     let errand = letter.read().ok_or_else(foreign)?;
-                    let done = self.run(errand).map_err(|error| error.to_string());
+                    let done = self.run(errand).map_err(|error| Failure::of(&error));
                     post.send(from, Letter::of(Kind::DidIt, &done));
                 }
                 _ => self.answer(from, &letter).ok_or_else(foreign)?,
@@ -165,7 +191,11 @@ impl Server<'_> {
                     // Stages that do not learn are sent once.
                     let now = Some(self.changes[stage]);
                     if std::mem::replace(&mut worker.seen[stage], now) != now {
-                        worker.wanted.extend(self.shares.of(stage, self.number).map(|block| (stage, block)));
+                        let of_part =
+                            self.network.stages[stage].of_part(self.ranks.part(from), self.ranks.parts);
+                        let blocks =
+                            self.shares.of(stage, self.number).filter(|block| of_part.contains(block));
+                        worker.wanted.extend(blocks.map(|block| (stage, block)));
                     }
                 }
                 worker.fetched = Some(self.updates);
@@ -183,11 +213,7 @@ impl Server<'_> {
     pub fn run(&mut self, errand: Errand) -> Result<Option<share::Part>> {
         let own = |stage: usize| self.shares.of(stage, self.number);
         match errand {
-            Errand::Draw { seed } => {
-                for stage in &self.network.stages {
-                    stage.blocks.draw(stage.number, seed);
-                }
-            }
+            Errand::Draw { seed } => self.network.draw(seed),
             Errand::Load { checkpoint } => checkpoint::load_into(&self.network, &checkpoint)?,
             Errand::Save { folder, data } => {
                 let (number, count) = (self.number, self.shares.servers());

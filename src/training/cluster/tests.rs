@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rand::Rng;
 
+use super::group::Group;
 use super::job::Job as Ranked;
 use super::lead::{Desk, Lead};
 use super::letters::{Kind, Letter};
@@ -103,17 +104,18 @@ struct Outcome {
 /// A worker that learns from minibatches of its own: its weights at the end, and how stale its pushes were.
 fn learn(
     config: &RunConfig,
-    (ranks, shares): (Ranks, &Shares),
+    (ranks, rank, shares): (Ranks, usize, &Shares),
     numbers: Range<u64>,
     stages: Range<usize>,
     mut post: Local,
 ) -> Result<(Vec<f32>, Vec<u64>)> {
-    let (remote, courier, _office) = Remote::new(config, ranks, shares, None, Duration::from_secs(20));
+    let (remote, courier, mail) = Remote::new(config, (ranks, rank), shares, None, Duration::from_secs(20));
+    let group = Group::new(ranks, rank, remote.outbox(), mail.rows);
     thread::scope(|scope| {
         scope.spawn(move || courier.run(ranks, &mut post));
         // Dropped in here, so that the courier ends.
-        let remote = remote;
-        let own = Arc::new(Network::zeros(config, true)?);
+        let (remote, group) = (remote, group);
+        let own = Arc::new(group.own(Network::zeros(config, true)?));
         let mut replica = Replica::far(&own, &config.training, Rows::InTurn);
         let (job, mut ages) = (Job { training: &config.training, stages }, Vec::new());
         let step = |number| Step::new(Cpu::detect().unwrap(), &config.training, 1.0, number);
@@ -122,7 +124,7 @@ fn learn(
             replica.learn(&remote, &job, step(number), None, |age| ages.push(age))?;
         }
         replica.finish(&remote, &job, step(numbers.end), |age| ages.push(age))?;
-        Ok((weights(&own), ages))
+        Ok((if own.is_whole() { weights(&own) } else { Vec::new() }, ages))
     })
 }
 
@@ -133,14 +135,16 @@ fn job(config: &RunConfig, ranks: Ranks, steps: u64, stages: Range<usize>) -> Ou
     let of_servers = posts.split_off(ranks.workers);
     let (servers, workers) = thread::scope(|scope| {
         let serve = |(number, mut post)| {
-            let mut server = Server::new(config, shares, number, ranks.workers).unwrap();
+            let mut server = Server::new(config, shares, number, ranks).unwrap();
             server.run(Errand::Draw { seed: 3 }).unwrap();
             scope.spawn(move || server.serve(&mut post))
         };
         let servers: Vec<_> = of_servers.into_iter().enumerate().map(serve).collect();
         let work = |(worker, post)| {
-            let (numbers, stages) = (worker * steps..(worker + 1) * steps, stages.clone());
-            scope.spawn(move || learn(config, (ranks, shares), numbers, stages, post))
+            // All parts of a replica learn from the same.
+            let (replica, stages) = ((worker / ranks.parts) as u64, stages.clone());
+            let numbers = replica * steps..(replica + 1) * steps;
+            scope.spawn(move || learn(config, (ranks, worker, shares), numbers, stages, post))
         };
         let workers: Vec<_> = (0..).zip(posts).map(work).collect();
         let workers: Vec<_> = workers.into_iter().map(|worker| worker.join().unwrap().unwrap()).collect();
@@ -188,10 +192,10 @@ fn a_worker_alone_with_servers_learns_the_first_step_as_in_memory_and_then_as_we
         for settings in [&["training.optimiser=sgd"][..], &["training.precision=bf16"]] {
             let config = config(settings);
             let first = weights(&Network::new(&config, 3).unwrap());
-            let one = job(&config, Ranks { workers: 1, servers }, 1, 0..2);
+            let one = job(&config, Ranks { workers: 1, parts: 1, servers }, 1, 0..2);
             let off = difference(&one.weights, &in_memory(&config, 1));
             assert_eq!(off, 0.0, "{settings:?}: the first step, {servers} servers");
-            let all = job(&config, Ranks { workers: 1, servers }, STEPS, 0..2);
+            let all = job(&config, Ranks { workers: 1, parts: 1, servers }, STEPS, 0..2);
             assert_eq!(difference(&all.weights, &all.of_workers[0]), 0.0, "at the end it has what they have");
             let (off, change) = (in_memory(&config, STEPS), difference(&all.weights, &first));
             let off = difference(&all.weights, &off);
@@ -202,8 +206,30 @@ fn a_worker_alone_with_servers_learns_the_first_step_as_in_memory_and_then_as_we
 }
 
 #[test]
+fn a_replica_that_is_split_over_workers_learns_as_one_that_is_not() {
+    for settings in [
+        &["training.optimiser=sgd"][..],
+        &["training.objective=joint-full", "training.schedule=together", "training.steps=[9]"],
+    ] {
+        let config = config(settings);
+        let first = weights(&Network::new(&config, 3).unwrap());
+        for parts in [2, 3] {
+            let one = job(&config, Ranks { workers: parts, parts, servers: 2 }, 1, 0..2);
+            let (whole, off) = (in_memory(&config, 1), difference(&one.weights, &in_memory(&config, 1)));
+            let change = difference(&whole, &first);
+            assert!(off < 1e-5 * change, "{settings:?}, {parts} parts: {off} of {change}");
+            assert_eq!(one.ages, [0], "one push for all parts");
+        }
+        // Two such replicas, each with its own minibatches.
+        let two = job(&config, Ranks { workers: 4, parts: 2, servers: 2 }, STEPS, 0..2);
+        assert!(two.weights.iter().all(|w| w.is_finite()) && two.weights != first);
+        assert_eq!(two.ages.len(), 2 * STEPS as usize);
+    }
+}
+
+#[test]
 fn many_workers_and_servers_lose_no_push_and_know_how_stale_it_was() {
-    let ranks = Ranks { workers: 4, servers: 3 };
+    let ranks = Ranks { workers: 4, parts: 1, servers: 3 };
     for settings in [
         &["training.optimiser=adagrad"][..],
         &["training.optimiser=momentum", "training.fetch_every=3"],
@@ -224,7 +250,7 @@ fn many_workers_and_servers_lose_no_push_and_know_how_stale_it_was() {
 #[test]
 fn gradients_take_the_bytes_that_they_should_and_stages_that_do_not_learn_are_sent_once() {
     let bytes = |settings: &[&str], stages| {
-        job(&config(settings), Ranks { workers: 1, servers: 2 }, STEPS, stages).bytes
+        job(&config(settings), Ranks { workers: 1, parts: 1, servers: 2 }, STEPS, stages).bytes
     };
     let network = Network::new(&config(&[]), 3).unwrap();
     let (blocks, numbers): (Vec<usize>, Vec<usize>) = network
@@ -248,16 +274,17 @@ fn gradients_take_the_bytes_that_they_should_and_stages_that_do_not_learn_are_se
 
 #[test]
 fn a_server_that_does_not_answer_is_named() {
-    let (config, ranks) = (config(&[]), Ranks { workers: 1, servers: 2 });
+    let (config, ranks) = (config(&[]), Ranks { workers: 1, parts: 1, servers: 2 });
     let shares = Shares::new(&Network::new(&config, 3).unwrap(), 2);
     let (mut posts, _) = posts(3);
     let silent = posts.split_off(2);
     let mut server = posts.pop().unwrap();
     let mut post = posts.pop().unwrap();
-    let (remote, courier, _office) = Remote::new(&config, ranks, &shares, None, Duration::from_millis(300));
+    let (remote, courier, _mail) =
+        Remote::new(&config, (ranks, 0), &shares, None, Duration::from_millis(300));
     let error = thread::scope(|scope| {
         scope.spawn(move || courier.run(ranks, &mut post));
-        let mut serve = Server::new(&config, &shares, 0, 1).unwrap();
+        let mut serve = Server::new(&config, &shares, 0, ranks).unwrap();
         scope.spawn(move || {
             for _ in 0..5_000 {
                 serve.work(&mut server).unwrap();
@@ -326,9 +353,16 @@ fn a_run_on_ranks_comes_to_the_loss_of_threads_and_goes_on_with_other_ranks() {
         |summary: &Summary| summary.stages.iter().map(|s| s.validation_loss.unwrap()).collect::<Vec<_>>();
     let short = ["training.steps=[150,100]", "training.log_every=20", "training.checkpoint_steps=100"];
     let short = config(&short);
-    let ranks = Ranks { workers: 2, servers: 2 };
+    let ranks = Ranks { workers: 2, parts: 1, servers: 2 };
     let on_ranks = run(&short, &at("frames"), &at("ranks"), ranks, false);
     assert!(on_ranks.finished && on_ranks.steps == 250 && on_ranks.replicas == 2, "{on_ranks}");
+    assert!(on_ranks.of_replicas.len() == 2 && on_ranks.of_replicas.iter().sum::<u64>() == 250, "{on_ranks}");
+    // Two replicas, each split over two workers; and one, over three.
+    let split = Ranks { workers: 4, parts: 2, servers: 2 };
+    let on_parts = run(&short, &at("frames"), &at("parts"), split, false);
+    assert!(on_parts.finished && on_parts.steps == 250 && on_parts.replicas == 2, "{on_parts}");
+    let one = run(&short, &at("frames"), &at("one"), Ranks { workers: 3, parts: 3, servers: 1 }, false);
+    assert!(one.finished && one.of_replicas == [250], "{one}");
 
     let store = FrameStore::open(&at("frames")).unwrap();
     std::fs::create_dir_all(at("threads")).unwrap();
@@ -344,8 +378,10 @@ fn a_run_on_ranks_comes_to_the_loss_of_threads_and_goes_on_with_other_ranks() {
         interrupted: &interrupted,
     };
     let on_threads = train(&short, &mut frames, &at("threads"), &options, |_| ()).unwrap();
-    for (ranks, threads) in last(&on_ranks).iter().zip(last(&on_threads)) {
-        assert!((ranks / threads - 1.0).abs() < 0.1, "{ranks} on ranks, {threads} on threads");
+    for (name, on_ranks) in [("ranks", &on_ranks), ("parts", &on_parts), ("one replica in parts", &one)] {
+        for (ranks, threads) in last(on_ranks).iter().zip(last(&on_threads)) {
+            assert!((ranks / threads - 1.0).abs() < 0.1, "{name}: {ranks}, on threads {threads}");
+        }
     }
 
     // What ranks wrote is read and checked as any checkpoint, and learned on from with other ranks, or none.
@@ -356,9 +392,13 @@ fn a_run_on_ranks_comes_to_the_loss_of_threads_and_goes_on_with_other_ranks() {
         checkpoint::remove(&newest).unwrap();
         assert_eq!(checkpoint::step_of(&checkpoint::latest_of(&at("ranks")).unwrap()), Some(200));
         let again = match workers {
-            Some(workers) => {
-                run(&short, &at("frames"), &at("ranks"), Ranks { workers, servers: 4 - workers }, true)
-            }
+            Some(workers) => run(
+                &short,
+                &at("frames"),
+                &at("ranks"),
+                Ranks { workers, parts: 1, servers: 4 - workers },
+                true,
+            ),
             None => {
                 let options = Options { resume: true, ..options };
                 let mut frames =
@@ -375,19 +415,20 @@ fn a_run_on_ranks_comes_to_the_loss_of_threads_and_goes_on_with_other_ranks() {
 
 #[test]
 fn a_worker_of_which_nothing_is_heard_is_named() {
-    let (config, ranks) = (config(&[]), Ranks { workers: 3, servers: 1 });
+    let (config, ranks) = (config(&[]), Ranks { workers: 3, parts: 1, servers: 1 });
     let shares = Shares::new(&Network::new(&config, 3).unwrap(), 1);
     let (mut posts, _) = posts(4);
     let (desk, patience) = (Desk::default(), Duration::from_millis(1500));
-    let (remote, courier, office) = Remote::new(&config, ranks, &shares, Some(&desk), patience);
+    let (remote, courier, mail) = Remote::new(&config, (ranks, LEADER), &shares, Some(&desk), patience);
+    let group = Group::new(ranks, LEADER, remote.outbox(), mail.rows);
     let (mut own, mut there, mut silent) = (posts.remove(0), posts.remove(0), posts.remove(0));
     let mut server = posts.remove(0);
     // It has been heard of once.
     silent.send(LEADER, Letter::new(Kind::Alive, &[]));
-    let (alive, others, _letters) = Remote::new(&config, ranks, &shares, None, patience);
+    let (alive, others, _letters) = Remote::new(&config, (ranks, 1), &shares, None, patience);
     let error = thread::scope(|scope| {
         scope.spawn(move || courier.run(ranks, &mut own));
-        let lead = Lead::new(remote, ranks, &desk, office);
+        let lead = Lead::new((remote, group), ranks, &desk, mail.office);
         scope.spawn(move || others.run(ranks, &mut there));
         // A server that takes its letters until the worker parts.
         scope.spawn(move || {
