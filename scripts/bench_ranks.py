@@ -2,7 +2,7 @@
 a second, how old weights are; what bf16 gradients do to the loss; and what a worker slowed five times does to another.
 
     cargo build --release --features mpi
-    python3 scripts/bench_ranks.py [--only bytes|slow|loss] [--seeds 3] [FRAMES]
+    python3 scripts/bench_ranks.py [--only bytes|slow|loss|model] [--seeds 3] [FRAMES]
 
 FRAMES: 32x32 grey frames; without them some are drawn. Needs Open MPI and an otherwise idle machine: bytes are those of the loopback
 interface. Prints tables for BENCHMARKS.md.
@@ -23,16 +23,21 @@ HERE = Path(__file__).resolve().parent.parent
 STRIATE = os.environ.get("STRIATE", str(HERE / "target/release/striate"))
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1", "--mca", "btl", "self,tcp"]
 CONFIG = HERE / "configs/faces32.toml"
-TOGETHER = ["training.schedule=together", "training.checkpoint_minutes=600", "training.validate_every=0"]
+# A tenth of the rate: with six workers that of the config makes the loss jump.
+TOGETHER = ["training.schedule=together", "training.rate=0.004", "training.checkpoint_minutes=600", "training.validate_every=0"]
 
 
-def job(folder, frames, ranks, servers, settings, split=1, meanwhile=None):
-    """One run: its summary, and bytes that went over loopback meanwhile."""
+def job(folder, frames, ranks, servers, settings, split=1, meanwhile=None, cores=None):
+    """One run, its ranks on these cores: its summary, and bytes that went over loopback meanwhile."""
     out = tempfile.mkdtemp(dir=folder)
-    line = [*MPIRUN, "-n", str(ranks), STRIATE, "train", str(CONFIG), "--frames", str(frames), "--out", out + "/run", "--servers",
-            str(servers), "--split", str(split), "--threads", "1", "--json", "--quiet", "--seed", "1"]
+    train = [STRIATE, "train", str(CONFIG), "--frames", str(frames), "--out", out + "/run", "--servers", str(servers), "--split",
+             str(split), "--threads", "1", "--json", "--quiet", "--seed", "1"]
     for setting in settings:
-        line += ["--set", setting]
+        train += ["--set", setting]
+    line = [*MPIRUN, "-n", str(ranks), *train]
+    if cores:
+        each = [["-n", "1", "taskset", "-c", str(core), *train, ":"] for core in cores]
+        line = [*MPIRUN, "--bind-to", "none", *sum(each, [])[:-1]]
     before = loopback()
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     stop = threading.Event()
@@ -57,13 +62,17 @@ def loopback():
     raise SystemExit("no loopback interface")
 
 
-def stages():
+def info(config=CONFIG):
+    """What a network of these settings costs."""
+    return json.loads(subprocess.check_output([STRIATE, "info", str(config), "--json"], text=True))
+
+
+def stages(config=CONFIG):
     """Sizes and costs of the stages."""
-    info = json.loads(subprocess.check_output([STRIATE, "info", str(CONFIG), "--json"], text=True))
-    return info["stages"]
+    return info(config)["stages"]
 
 
-def exchanged(parts, batch=96):
+def exchanged(parts, batch=96, config=CONFIG):
     """Bytes of rows that the parts of a split replica exchange in a minibatch of all stages, objective local (docs/cluster.md)."""
     def share(rows, part):
         return range(rows * part // parts, rows * (part + 1) // parts)
@@ -73,7 +82,8 @@ def exchanged(parts, batch=96):
         return sum(len(set(needed(share(of, part))) - set(share(rows, part))) for part in range(parts) if share(of, part))
 
     total = 0
-    for number, stage in enumerate(stages()):
+    of_stages = stages(config)
+    for number, stage in enumerate(of_stages):
         s = stage["shape"]
         rows = [s[kind]["rows"] for kind in ("input", "filtered", "pooled")]
         values = [s[kind]["cols"] * s[kind]["channels"] for kind in ("input", "filtered", "pooled")]
@@ -84,7 +94,7 @@ def exchanged(parts, batch=96):
         total += (3 if number else 2) * missing(rows[0], rows[1], below(s["stride"], s["field"])) * values[0]
         total += missing(rows[1], rows[2], below(s["pool_stride"], s["pool"])) * values[1]
         total += missing(rows[2], rows[1], above) * values[2]
-        if number + 1 < len(stages()):
+        if number + 1 < len(of_stages):
             total += 2 * missing(rows[2], rows[2], around) * s["pooled"]["cols"]
     return 4 * batch * total
 
@@ -103,9 +113,9 @@ def bytes_table(folder, frames):
         (2, 2, "bf16", 1, 1), (2, 2, "top-percent", 1, 1), (2, 2, "f32", 4, 1), (2, 2, "bf16", 4, 1), (2, 1, "f32", 1, 2), (4, 2, "f32", 1, 2),
     ]:
         settings = [*TOGETHER, f"training.push_as={push}", f"training.fetch_every={every}", f"training.push_every={every}"]
-        results = [job(folder, frames, workers + servers, servers, [*settings, f"training.steps=[{steps}]"], split) for steps in (400, 1600)]
+        results = [job(folder, frames, workers + servers, servers, [*settings, f"training.steps=[{steps}]"], split) for steps in (200, 800)]
         (_, short), (summary, long) = results
-        sent = (long - short) / 1200
+        sent = (long - short) / 600
         # What the optimiser remembers travels with the weights to workers that learn on between fetches.
         fetched = 8 if every > 1 else 4
         model = (PUSH[push] + fetched) * count / every + (exchanged(split) if split > 1 else 0)
@@ -122,7 +132,7 @@ def loss_table(folder, frames, seeds):
     for push in PUSH:
         losses = []
         for seed in range(1, seeds + 1):
-            settings = [f"training.push_as={push}", "training.steps=[3000,3000,6000]", f"training.held_out=0.05"]
+            settings = [f"training.push_as={push}", "training.steps=[2000,2000,4000]"]
             out = tempfile.mkdtemp(dir=folder)
             line = [*MPIRUN, "-n", "4", STRIATE, "train", str(CONFIG), "--frames", str(frames), "--out", out + "/run", "--servers", "2",
                     "--threads", "1", "--json", "--quiet", "--seed", str(seed)]
@@ -156,27 +166,58 @@ def slowed(rank, share):
 
 
 def slow_table(folder, frames, rounds):
-    """What a worker does while another is slowed, each round after one where it is not."""
-    print("| P = G | minibatches/s of worker 0 | worker 1 | with worker 1 slowed: worker 0 | worker 1 | worker 0, slowed / not |")
-    print("|---|---|---|---|---|---|")
-    for every in (1, 10):
-        both = {False: [], True: []}
-        settings = [*TOGETHER, f"training.fetch_every={every}", f"training.push_every={every}", "training.steps=[6000]"]
-        for _ in range(rounds):
-            for slow in (False, True):
-                summary, _ = job(folder, frames, 3, 1, settings, meanwhile=slowed(1, 0.2) if slow else None)
-                both[slow].append([count / summary["seconds"] for count in summary["of_replicas"]])
-        medians = [statistics.median(values) for slow in (False, True) for values in zip(*both[slow])]
-        ratio = statistics.median(slow[0] / fast[0] for fast, slow in zip(both[False], both[True]))
-        print(f"| {every} | " + " | ".join(f"{value:.0f}" for value in medians) + f" | {ratio:.3f} |", flush=True)
+    """What a worker on a core of its own does while another, beside the server on the other core, is not there, slowed, or not slowed."""
+    kinds = {"alone": ([0, 1], None), "beside a worker slowed five times": ([0, 1, 1], slowed(1, 0.2)), "beside one as fast": ([0, 1, 1], None)}
+    rates = {kind: [] for kind in kinds}
+    settings = [*TOGETHER, "training.fetch_every=10", "training.push_every=10", "training.steps=[1500]"]
+    for _ in range(rounds):
+        for kind, (cores, meanwhile) in kinds.items():
+            summary, _ = job(folder, frames, len(cores), 1, settings, meanwhile=meanwhile, cores=cores)
+            rates[kind].append([count / summary["seconds"] for count in summary["of_replicas"]])
+    print("| worker 0, P = G = 10 | minibatches/s | to alone | the other |\n|---|---|---|---|")
+    for kind, of_rounds in rates.items():
+        ratio = statistics.median(rate[0] / alone[0] for rate, alone in zip(of_rounds, rates["alone"]))
+        both = [f"{statistics.median(values):.0f}" for values in zip(*of_rounds)]
+        print(f"| {kind} | {both[0]} | {ratio:.3f} | {' '.join(both[1:])} |", flush=True)
+
+
+# What a worker of 8 cores computes in a second (the paper's network, BENCHMARKS.md), and bytes that a server is to take and give.
+FLOPS, SERVER = 8 * 50e9, 1e9
+
+
+def model_table():
+    """1,000 workers and 10 million frames, on paper: all stages learn together."""
+    print("| config | workers | replicas | P = G, gradients | s a minibatch | MB a minibatch: weights and gradients; rows | MB/s of a worker | servers of 1 GB/s "
+          "| minibatches in which weights grow old | hours for 10 million frames |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for name, workers, split, every, push in [
+        ("faces32", 8, 1, 1, "f32"), ("faces32", 100, 1, 10, "bf16"), ("faces32", 1000, 1, 100, "bf16"),
+        ("paper", 8, 1, 1, "f32"), ("paper", 96, 8, 10, "bf16"), ("paper", 1000, 10, 10, "bf16"), ("paper", 1000, 10, 10, "top-percent"),
+    ]:
+        config = HERE / f"configs/{name}.toml"
+        whole = info(config)
+        batch, count = whole["config"]["training"]["batch"], sum(stage["weights"] for stage in whole["stages"])
+        lanes = -(-batch // 16) * 16
+        flops = batch * sum(stage["learn_flops"] for stage in whole["stages"])
+        seconds, replicas = flops / FLOPS / split, workers // split
+        weights = (PUSH[push] + (8 if every > 1 else 4)) * count / every / split
+        rows = exchanged(split, lanes, config) / split if split > 1 else 0
+        servers = workers * weights / seconds / SERVER
+        hours = 1e7 / batch / replicas * seconds / 3600
+        print(f"| {name} | {workers} | {replicas} | {every}, {push} | {seconds:.3g} | {weights / 1e6:,.{0 if weights > 1e8 else 1}f}; {rows / 1e6:.0f} "
+              f"| {(weights + rows) / seconds / 1e6:,.0f} | {max(1, servers):.0f} | {1.7 * (replicas - 1) * every:,.0f} | {hours:.2g} |")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("frames", nargs="?", help="32x32 grey frames")
-    parser.add_argument("--only", choices=["bytes", "slow", "loss"])
+    parser.add_argument("--only", choices=["bytes", "slow", "loss", "model"])
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
+    if options.only in (None, "model"):
+        model_table()
+    if options.only == "model":
+        return
     with tempfile.TemporaryDirectory() as folder:
         frames = options.frames
         if not frames:

@@ -176,7 +176,9 @@ fn a_rank_that_is_killed_is_named_and_the_run_goes_on_from_its_checkpoint() {
     let (mut rng, mut kills, mut rounds) = (rng::stream(1, "moments", 0), 0, 0);
     while kills < moments {
         let out = folder.path().join(format!("killed{rounds}"));
-        let line = format!("{LINE} --out killed{rounds} --servers 2 --resume --json");
+        // Two replicas, or one that is split.
+        let split = 1 + rounds % 2;
+        let line = format!("{LINE} --out killed{rounds} --servers 2 --split {split} --resume --json");
         let summary = loop {
             let job = start(folder.path(), RANKS, &line);
             std::thread::sleep(Duration::from_millis(rng.random_range(500..4000)));
