@@ -18,7 +18,7 @@ use crate::frames::FrameStore;
 use crate::geometry::MapShape;
 use crate::rng;
 pub use augment::{Augment, Window};
-pub use cache::{is_cache_file, pixels_of, resized};
+pub use cache::{Decoded, is_cache_file, pixels_of, resized};
 pub use split::Split;
 
 /// 8-bit pictures of one size. They lie in a file mapped into memory, so there may be more of them than memory holds.
@@ -61,11 +61,56 @@ impl Dataset {
         keep: bool,
         progress: impl Fn() + Sync,
     ) -> Result<Dataset> {
-        let reason = match cache::open(run, store, (shape, margin), false) {
+        let build = || cache::build(run, keep, store, (shape, margin), progress);
+        Self::kept_or(store, (shape, margin), run, keep, build)
+    }
+
+    /// The same of pictures that several processes decode, where they have to be: `decode` makes each of them call
+    /// [`decode_share`](Self::decode_share), and returns what came of that, in order.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_shared(
+        store: &FrameStore,
+        shape: MapShape,
+        margin: usize,
+        run: &Path,
+        decode: impl FnOnce() -> Result<Vec<Decoded>>,
+    ) -> Result<Dataset> {
+        let build = || {
+            cache::check_room(run, store, shape.with_margin(margin))?;
+            cache::join(run, store, (shape, margin), decode()?)
+        };
+        Self::kept_or(store, (shape, margin), run, true, build)
+    }
+
+    /// Decodes the share of one of several processes into a file in the folder `run`, and tells `progress` of each picture.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn decode_share(
+        store: &FrameStore,
+        shape: MapShape,
+        margin: usize,
+        run: &Path,
+        place: (usize, usize),
+        progress: impl Fn() + Sync,
+    ) -> Result<Decoded> {
+        cache::decode_share(run, store, shape.with_margin(margin), place, progress)
+    }
+
+    fn kept_or(
+        store: &FrameStore,
+        size: (MapShape, usize),
+        run: &Path,
+        keep: bool,
+        build: impl FnOnce() -> Result<Dataset>,
+    ) -> Result<Dataset> {
+        let reason = match cache::open(run, store, size, false) {
             Ok(dataset) => return Ok(dataset),
             Err(reason) => reason.filter(|_| keep),
         };
-        let mut dataset = cache::build(run, keep, store, (shape, margin), progress)?;
+        let mut dataset = build()?;
         let path = run.join(cache::PIXELS);
         let warning = |reason| format!("{}: {reason}; the frames were decoded again", path.display());
         dataset.warnings.extend(reason.map(warning));

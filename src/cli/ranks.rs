@@ -5,12 +5,11 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 use striate::config::RunConfig;
-use striate::dataset::Dataset;
 use striate::error::{Error, Result};
 use striate::frames::FrameStore;
 use striate::training::check_folder;
 use striate::training::cluster::Ranks;
-use striate::training::cluster::job::Job;
+use striate::training::cluster::job::{Job, Load};
 use striate::training::cluster::mpi::Mpi;
 
 use super::Global;
@@ -64,10 +63,9 @@ fn take_part(
         accept_changes: args.accept_changes,
         interrupted: &interrupted,
     };
-    let frames = || {
-        let bar = global.progress(store.len() as u64, "frames");
-        let (shape, margin) = (config.input_shape(), config.input.margin);
-        let frames = Dataset::load(&store, shape, margin, &args.out, true, || bar.inc(1))?;
+    let frames = |load: &Load| {
+        let bar = global.progress((store.len() / ranks.workers) as u64, "frames");
+        let frames = load(&|| bar.inc(1))?;
         bar.finish();
         global.warn(&frames.warnings);
         Ok(frames)

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -23,6 +24,8 @@ const INDEX: &str = "frames.u8.json";
 const PARTIAL: &str = "frames.u8.partial";
 /// An index that is not complete yet.
 const PARTIAL_INDEX: &str = "frames.u8.json.partial";
+/// Begins the names of files of pictures that one of several processes decoded.
+const SHARE: &str = "frames.u8.part-";
 
 /// Changes when pictures come to be decoded, cut or stored in another way.
 const FORMAT: u32 = 1;
@@ -35,7 +38,7 @@ const CHUNK: (usize, usize) = (64 << 20, 1024);
 
 /// True of the files that this module writes into a run folder.
 pub fn is_cache_file(name: &str) -> bool {
-    [PIXELS, INDEX, PARTIAL, PARTIAL_INDEX].contains(&name)
+    [PIXELS, INDEX, PARTIAL, PARTIAL_INDEX].contains(&name) || name.starts_with(SHARE)
 }
 
 /// What a file of pictures holds and what it was made from.
@@ -155,11 +158,17 @@ pub(super) fn build(
     (shape, margin): (MapShape, usize),
     progress: impl Fn() + Sync,
 ) -> Result<Dataset> {
-    let kept = shape.with_margin(margin);
+    check_room(folder, store, shape.with_margin(margin))?;
     let path = folder.join(PARTIAL);
-    if named && path.exists() {
-        fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
-    }
+    let file = if named { create(&path)? } else { unnamed(folder)? };
+    // From here on a failure removes the file.
+    let pending = named.then(|| Pending { folder: folder.into(), index: String::new() });
+    let decoded = decode(store, shape.with_margin(margin), 0..store.len(), (&file, &path), progress)?;
+    finish(store, (shape, margin), (file, path), pending, decoded)
+}
+
+/// Refuses if the decoded pictures of a store do not fit on the disk of `folder`.
+pub(super) fn check_room(folder: &Path, store: &FrameStore, kept: MapShape) -> Result<()> {
     let need_bytes = store.len() as u64 * kept.len() as u64;
     let have_bytes = fs4::available_space(folder).map_err(Error::io(folder, "look at the free space of"))?;
     if need_bytes > have_bytes {
@@ -167,38 +176,97 @@ pub(super) fn build(
         let what = format!("{count} decoded pictures of {cols}x{rows}x{channels} in {}", folder.display());
         return Err(Error::NoRoom { what, need_bytes, have_bytes });
     }
-    let open = || match named {
-        true => File::options().read(true).write(true).create_new(true).open(&path),
-        false => tempfile::tempfile_in(folder),
-    };
-    let file = open().map_err(Error::io(&path, "write"))?;
-    // From here on a failure removes the file.
-    let mut pending = named.then(|| Pending { folder: folder.into(), index: String::new() });
-    let (channels, rows, cols) = (kept.channels, kept.rows, kept.cols);
-    let (count, left_out, warnings, fingerprint) = (0, Vec::new(), Vec::new(), String::new());
-    let frames = store.identity();
-    let mut index =
-        Index { format: FORMAT, frames, channels, rows, cols, count, left_out, warnings, fingerprint };
-    let hashes = decode(store, (kept, margin), &file, &path, &mut index, progress)?;
-    index.count = hashes.len();
-    index.fingerprint = super::fingerprint(&hashes);
-    let copies = super::copies(hashes);
+    Ok(())
+}
+
+/// A new file, in place of one that may be there.
+fn create(path: &Path) -> Result<File> {
+    if path.exists() {
+        fs::remove_file(path).map_err(Error::io(path, "remove"))?;
+    }
+    let file = File::options().read(true).write(true).create_new(true).open(path);
+    file.map_err(Error::io(path, "write"))
+}
+
+fn unnamed(folder: &Path) -> Result<File> {
+    tempfile::tempfile_in(folder).map_err(Error::io(folder, "write"))
+}
+
+/// The file in `folder` of what one of several processes decodes.
+fn share(folder: &Path, (part, parts): (usize, usize)) -> PathBuf {
+    folder.join(format!("{SHARE}{:05}-of-{parts:05}", part + 1))
+}
+
+/// Decodes the pictures of a store that one of several processes is to decode, those side by side, into a file of its own in `folder`.
+pub(super) fn decode_share(
+    folder: &Path,
+    store: &FrameStore,
+    kept: MapShape,
+    (part, parts): (usize, usize),
+    progress: impl Fn() + Sync,
+) -> Result<Decoded> {
+    let (path, all) = (share(folder, (part, parts)), store.len());
+    decode(store, kept, all * part / parts..all * (part + 1) / parts, (&create(&path)?, &path), progress)
+}
+
+/// Makes one file of those that several processes have decoded.
+pub(super) fn join(
+    folder: &Path,
+    store: &FrameStore,
+    (shape, margin): (MapShape, usize),
+    shares: Vec<Decoded>,
+) -> Result<Dataset> {
+    let path = folder.join(PARTIAL);
+    let mut file = create(&path)?;
+    let pending = Some(Pending { folder: folder.into(), index: String::new() });
+    let (parts, mut all) = (shares.len(), Decoded::default());
+    for (part, decoded) in shares.into_iter().enumerate() {
+        let share = share(folder, (part, parts));
+        let mut from = File::open(&share).map_err(Error::io(&share, "read"))?;
+        std::io::copy(&mut from, &mut file).map_err(Error::io(&path, "write"))?;
+        fs::remove_file(&share).map_err(Error::io(&share, "remove"))?;
+        all.add(decoded);
+    }
+    finish(store, (shape, margin), (file, path), pending, all)
+}
+
+/// The dataset of a file with all pictures that could be decoded.
+fn finish(
+    store: &FrameStore,
+    (shape, margin): (MapShape, usize),
+    (file, path): (File, PathBuf),
+    mut pending: Option<Pending>,
+    decoded: Decoded,
+) -> Result<Dataset> {
+    let kept = shape.with_margin(margin);
+    let warnings = decoded.warnings(store.len(), (kept, margin))?;
+    let (pixels, keys) = (map(&file, &path)?, keys(store, &decoded.left_out));
+    if pixels.len() != keys.len() * kept.len() {
+        let (seen, wanted) = (pixels.len(), keys.len() * kept.len());
+        return Err(Error::bad_file(
+            &path,
+            format!("has {seen} bytes, expected {wanted}: is it written by others too?"),
+        ));
+    }
+    let hashes = hashes(&pixels, kept);
+    let (fingerprint, copies) = (super::fingerprint(&hashes), super::copies(hashes));
+    let all_warnings = [store.warnings(), &warnings].concat();
     if let Some(pending) = &mut pending {
+        let index = Index {
+            format: FORMAT,
+            frames: store.identity(),
+            channels: kept.channels,
+            rows: kept.rows,
+            cols: kept.cols,
+            count: keys.len(),
+            left_out: decoded.left_out,
+            warnings,
+            fingerprint: fingerprint.clone(),
+        };
         pending.index = serde_json::to_string(&index).expect("an index is plain data") + "\n";
     }
-    let (pixels, keys) = (map(&file, &path)?, keys(store, &index.left_out));
-    let warnings = [store.warnings(), &index.warnings].concat();
-    Ok(Dataset {
-        shape,
-        kept,
-        keys,
-        warnings,
-        fingerprint: index.fingerprint,
-        pixels,
-        copies,
-        file: Some(file),
-        pending,
-    })
+    let (warnings, file) = (all_warnings, Some(file));
+    Ok(Dataset { shape, kept, keys, warnings, fingerprint, pixels, copies, file, pending })
 }
 
 /// Names of the pictures of a store without those whose numbers, in ascending order, are left out.
@@ -208,21 +276,73 @@ fn keys(store: &FrameStore, left_out: &[usize]) -> Vec<String> {
     numbers.map(|number| store.key(number).to_owned()).collect()
 }
 
-/// Writes the pictures, at a size that has a margin in it, and notes in `index` those that are left out and what a user should know; returns the hash of each
-/// picture written.
+/// What came of decoding some pictures of a store.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Decoded {
+    /// Pictures that were written.
+    count: usize,
+    /// Numbers of those that could not be read, in ascending order, and what was wrong with each.
+    left_out: Vec<usize>,
+    problems: Vec<String>,
+    resized: usize,
+    greyed: usize,
+}
+
+impl Decoded {
+    /// Takes in what came of the pictures after these.
+    fn add(&mut self, next: Decoded) {
+        self.count += next.count;
+        self.left_out.extend(next.left_out);
+        self.problems.extend(next.problems);
+        self.resized += next.resized;
+        self.greyed += next.greyed;
+    }
+
+    /// What a user should know, if these are all pictures of a store.
+    ///
+    /// # Errors
+    /// None could be read.
+    fn warnings(&self, all: usize, (shape, margin): (MapShape, usize)) -> Result<Vec<String>> {
+        let Decoded { count, left_out, problems, resized, greyed } = self;
+        if *count == 0 {
+            let (first, count) = (problems.first().map_or("", String::as_str), left_out.len());
+            let problem = format!("none of {count} pictures can be read; the first: {first}");
+            return Err(Error::Mismatch(problem));
+        }
+        let mut warnings: Vec<String> =
+            problems.iter().map(|problem| format!("{LEFT_OUT}{problem}")).collect();
+        if !left_out.is_empty() {
+            let out = left_out.len();
+            warnings.insert(0, format!("{out} of {all} pictures could not be read and are left out"));
+        }
+        if resized + greyed > 0 {
+            let (rows, cols) = (shape.rows, shape.cols);
+            let changed = match (resized, greyed) {
+                (_, 0) => format!("{resized} of {count} pictures were resized to {cols}x{rows}"),
+                (0, _) => format!("{greyed} of {count} pictures were greyed"),
+                _ => format!("of {count} pictures {resized} were resized to {cols}x{rows}, {greyed} greyed"),
+            };
+            let with = if margin > 0 { " with its margin" } else { "" };
+            let wanted = format!("the config's input is {cols}x{rows}x{}{with}", shape.channels);
+            warnings.push(format!("{changed}: {wanted}"));
+        }
+        Ok(warnings)
+    }
+}
+
+/// Writes some pictures, at a size that has a margin in it.
 fn decode(
     store: &FrameStore,
-    (shape, margin): (MapShape, usize),
-    file: &File,
-    path: &Path,
-    index: &mut Index,
+    shape: MapShape,
+    all: Range<usize>,
+    (file, path): (&File, &Path),
     progress: impl Fn() + Sync,
-) -> Result<Vec<u64>> {
+) -> Result<Decoded> {
     let mut writer = BufWriter::with_capacity(1 << 20, file);
-    let (mut hashes, mut resized, mut greyed) = (Vec::new(), 0, 0);
+    let mut decoded = Decoded::default();
     let chunk = (CHUNK.0 / shape.len()).min(CHUNK.1).max(rayon::current_num_threads());
-    for first in (0..store.len()).step_by(chunk) {
-        let numbers = first..store.len().min(first + chunk);
+    for first in all.clone().step_by(chunk) {
+        let numbers = first..all.end.min(first + chunk);
         let read = |number| {
             let picture = store.picture(number).map(|picture| Picture::fit(&picture, shape));
             progress();
@@ -233,40 +353,19 @@ fn decode(
             match picture {
                 Ok(picture) => {
                     writer.write_all(&picture.pixels).map_err(Error::io(path, "write"))?;
-                    hashes.push(picture.hash);
-                    resized += usize::from(picture.resized);
-                    greyed += usize::from(picture.greyed);
+                    decoded.count += 1;
+                    decoded.resized += usize::from(picture.resized);
+                    decoded.greyed += usize::from(picture.greyed);
                 }
                 Err(error) => {
-                    index.left_out.push(number);
-                    index.warnings.push(format!("{LEFT_OUT}{error}"));
+                    decoded.left_out.push(number);
+                    decoded.problems.push(error.to_string());
                 }
             }
         }
     }
     writer.flush().map_err(Error::io(path, "write"))?;
-    let len = hashes.len();
-    if !index.left_out.is_empty() {
-        let (out, all) = (index.left_out.len(), store.len());
-        index.warnings.insert(0, format!("{out} of {all} pictures could not be read and are left out"));
-    }
-    if len == 0 {
-        let first = index.warnings.iter().find_map(|warning| warning.strip_prefix(LEFT_OUT));
-        let (first, count) = (first.unwrap_or_default(), index.left_out.len());
-        return Err(Error::Mismatch(format!("none of {count} pictures can be read; the first: {first}")));
-    }
-    if resized + greyed > 0 {
-        let (rows, cols) = (shape.rows, shape.cols);
-        let changed = match (resized, greyed) {
-            (_, 0) => format!("{resized} of {len} pictures were resized to {cols}x{rows}"),
-            (0, _) => format!("{greyed} of {len} pictures were greyed"),
-            _ => format!("of {len} pictures {resized} were resized to {cols}x{rows}, {greyed} greyed"),
-        };
-        let with = if margin > 0 { " with its margin" } else { "" };
-        let wanted = format!("the config's input is {cols}x{rows}x{}{with}", shape.channels);
-        index.warnings.push(format!("{changed}: {wanted}"));
-    }
-    Ok(hashes)
+    Ok(decoded)
 }
 
 /// A picture's 8-bit pixels, `[channel, row, column]`: cropped in the middle and resized to `shape`, greyed where that has one channel.
@@ -303,7 +402,6 @@ pub fn resized(pixels: &[u8], from: MapShape, to: MapShape) -> Vec<u8> {
 /// A picture at the size of the dataset.
 struct Picture {
     pixels: Vec<u8>,
-    hash: u64,
     resized: bool,
     greyed: bool,
 }
@@ -314,7 +412,7 @@ impl Picture {
         let resized = (picture.width() as usize, picture.height() as usize) != (shape.cols, shape.rows);
         let greyed = shape.channels == 1 && picture.color().has_color();
         let pixels = pixels_of(picture, shape);
-        Picture { hash: rng::stable_hash(&pixels), pixels, resized, greyed }
+        Picture { pixels, resized, greyed }
     }
 }
 

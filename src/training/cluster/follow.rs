@@ -33,6 +33,8 @@ pub struct Follower<'a> {
     pub group: Group,
     /// How many replicas there are.
     pub replicas: usize,
+    /// Its rank, and how many workers there are.
+    pub place: (usize, usize),
 }
 
 /// What a worker is to do.
@@ -41,6 +43,8 @@ enum Task {
     Learn(Order),
     /// Look at frames together with the other parts of the replica.
     Look(Vec<usize>),
+    /// Decode its share of the frames, before all else.
+    Decode,
     /// Nothing more.
     End,
 }
@@ -52,9 +56,15 @@ impl Follower<'_> {
     /// Frames or checkpoint cannot be read, or the job has ended.
     pub fn work(&self, config: &RunConfig, store: &FrameStore, out: &Path, threads: usize) -> Result<()> {
         let office = Office { out: self.remote.outbox(), letters: &self.office };
-        let mut task = office.task()?;
-        let Task::Learn(order) = &task else { return Ok(()) };
         let (shape, margin) = (config.input_shape(), config.input.margin);
+        let mut task = office.task()?;
+        if let Task::Decode = task {
+            let decoded = Dataset::decode_share(store, shape, margin, out, self.place, || ());
+            let decoded = decoded.map_err(|error| error.to_string());
+            office.out.send(LEADER, Letter::of(Kind::Decoded, &decoded))?;
+            task = office.task()?;
+        }
+        let Task::Learn(order) = &task else { return Ok(()) };
         let frames = Dataset::open(store, shape, margin, out)?;
         let split = own_split(&frames, store, config, order.seed, (self.group.replica(), self.replicas))?;
         let whitening = checkpoint::load_whitening(&order.checkpoint)?;
@@ -88,7 +98,7 @@ impl Follower<'_> {
                         validate(&own, std::slice::from_mut(&mut replica), &inputs, &frames, &learned);
                         self.group.check()?;
                     }
-                    Task::End => return Ok(()),
+                    Task::Decode | Task::End => return Ok(()),
                 }
                 task = office.task()?;
             }
@@ -200,6 +210,7 @@ impl Office<'_> {
         let (from, letter) = self.next()?;
         let task = match letter.kind {
             Kind::End => Some(Task::End),
+            Kind::Decode => Some(Task::Decode),
             Kind::Order => letter.read().map(Task::Learn),
             Kind::Look => letter.read().map(Task::Look),
             _ => None,

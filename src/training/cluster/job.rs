@@ -22,6 +22,9 @@ use crate::training::{Happened, Options, Summary, train};
 /// After so long without a word from it, a rank that owes one is given up: a server that is to answer, or any worker.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Loads the frames of a job.
+pub type Load<'a> = dyn Fn(&(dyn Fn() + Sync)) -> Result<Dataset> + 'a;
+
 /// What every rank is given alike.
 pub struct Job<'a> {
     /// Settings of the run.
@@ -82,8 +85,8 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Takes part as the rank `rank` of `ranks`. The leader, rank 0, decodes `frames` (where others find them) before it is called,
-    /// and returns what the run came to.
+    /// Takes part as the rank `rank` of `ranks`. On the leader, rank 0, `frames` is to load the frames by what it is given, which
+    /// tells of each that it decodes itself; it returns what the run came to.
     ///
     /// # Errors
     /// Whatever ends the run; the caller is to end the other ranks then.
@@ -91,7 +94,7 @@ impl Job<'_> {
         &self,
         (ranks, rank): (Ranks, usize),
         post: &mut impl Post,
-        frames: impl FnOnce() -> Result<Dataset> + Send,
+        frames: impl FnOnce(&Load) -> Result<Dataset> + Send,
         watch: impl Fn(Happened) + Sync + Send,
     ) -> Result<Option<Summary>> {
         let shares = Shares::new(&Network::zeros(self.config, false)?, ranks.servers);
@@ -109,12 +112,20 @@ impl Job<'_> {
             let work = move || match rank {
                 LEADER => {
                     let lead = Lead::new((remote, group), ranks, desk, office);
-                    let summary = self.lead(&lead, &mut frames()?, watch)?;
+                    let load =
+                        |progress: &(dyn Fn() + Sync)| self.load(&lead, (LEADER, ranks.workers), progress);
+                    let summary = self.lead(&lead, &mut frames(&load)?, watch)?;
                     lead.end()?;
                     Ok(Some(summary))
                 }
                 _ => {
-                    let follower = Follower { remote, office, group, replicas: ranks.replicas() };
+                    let follower = Follower {
+                        remote,
+                        office,
+                        group,
+                        replicas: ranks.replicas(),
+                        place: (rank, ranks.workers),
+                    };
                     follower.work(self.config, self.store, self.out, self.threads).map(|()| None)
                 }
             };
@@ -125,6 +136,13 @@ impl Job<'_> {
             courier.run(ranks, post);
             work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// The frames, which all workers decode together where that is not done.
+    fn load(&self, lead: &Lead, place: (usize, usize), progress: &(dyn Fn() + Sync)) -> Result<Dataset> {
+        let (shape, margin) = (self.config.input_shape(), self.config.input.margin);
+        let own = || Dataset::decode_share(self.store, shape, margin, self.out, place, progress);
+        Dataset::load_shared(self.store, shape, margin, self.out, || lead.decode(own))
     }
 
     fn lead(&self, lead: &Lead, frames: &mut Dataset, watch: impl Fn(Happened) + Sync) -> Result<Summary> {

@@ -15,7 +15,8 @@ use super::group::Group;
 use super::letters::{Kind, Letter};
 use super::remote::{Outbox, Remote, ended, foreign};
 use super::serve::{Errand, Failure};
-use crate::error::Result;
+use crate::dataset::Decoded;
+use crate::error::{Error, Result};
 use crate::network::checkpoint::share::Part;
 use crate::network::objective::Loss;
 use crate::training::optimiser::Plan;
@@ -131,6 +132,26 @@ impl<'a> Lead<'a> {
     /// Minibatches that each replica learned from in this job.
     pub fn done(&self) -> Vec<u64> {
         self.done.iter().map(|done| done.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Has all workers decode their shares of the frames, of which `own` is the leader's; what came of them, in order.
+    ///
+    /// # Errors
+    /// One of them failed, or the job has ended.
+    pub fn decode(&self, own: impl FnOnce() -> Result<Decoded>) -> Result<Vec<Decoded>> {
+        self.to_workers(|| Letter::new(Kind::Decode, &[]))?;
+        let mut shares = vec![own()?];
+        shares.resize_with(self.ranks.workers, Decoded::default);
+        let office = self.office.lock().expect("nobody panics who reads letters");
+        for _ in 1..self.ranks.workers {
+            let (from, letter) = office.recv().map_err(|_| ended())??;
+            let decoded: Option<std::result::Result<Decoded, String>> = letter.read();
+            let decoded =
+                decoded.filter(|_| letter.kind == Kind::Decoded).ok_or_else(|| foreign(from, &letter))?;
+            shares[from] =
+                decoded.map_err(|problem| Error::Mismatch(format!("rank {from}, a worker: {problem}")))?;
+        }
+        Ok(shares)
     }
 
     /// Begins a stretch of minibatches up to number `end`, on all workers.

@@ -35,6 +35,10 @@ pub enum Kind {
     Order,
     /// To a worker: that was the last one.
     End,
+    /// To a worker: decode your share of the frames.
+    Decode,
+    /// To the leader: it is done. What came of it, or why it failed.
+    Decoded,
     /// To the leader: this worker is there, whatever it does.
     Alive,
     /// To the other parts of a replica: the number of their next minibatch and its place in the order of the replica's own, if there
@@ -49,7 +53,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 18] = [
+    const ALL: [Kind; 20] = [
         Kind::Gradients,
         Kind::Pushed,
         Kind::Fetch,
@@ -64,6 +68,8 @@ impl Kind {
         Kind::Settled,
         Kind::Order,
         Kind::End,
+        Kind::Decode,
+        Kind::Decoded,
         Kind::Alive,
         Kind::Turn,
         Kind::Look,

@@ -333,8 +333,7 @@ fn run(config: &RunConfig, frames: &Path, out: &Path, ranks: Ranks, resume: bool
             accept_changes: false,
             interrupted,
         };
-        let load = || Dataset::load(store, config.input_shape(), 0, out, true, || ());
-        job.take_part((ranks, rank), &mut post, load, |_| ()).unwrap()
+        job.take_part((ranks, rank), &mut post, |load| load(&|| ()), |_| ()).unwrap()
     };
     let take_part = &take_part;
     thread::scope(|scope| {
@@ -349,6 +348,7 @@ fn a_run_on_ranks_comes_to_the_loss_of_threads_and_goes_on_with_other_ranks() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     pictures(&at("frames"), 300);
+    std::fs::write(at("frames").join("0170.png"), "not a picture").unwrap();
     let last =
         |summary: &Summary| summary.stages.iter().map(|s| s.validation_loss.unwrap()).collect::<Vec<_>>();
     let short = ["training.steps=[150,100]", "training.log_every=20", "training.checkpoint_steps=100"];
@@ -356,6 +356,9 @@ fn a_run_on_ranks_comes_to_the_loss_of_threads_and_goes_on_with_other_ranks() {
     let ranks = Ranks { workers: 2, parts: 1, servers: 2 };
     let on_ranks = run(&short, &at("frames"), &at("ranks"), ranks, false);
     assert!(on_ranks.finished && on_ranks.steps == 250 && on_ranks.replicas == 2, "{on_ranks}");
+    let left: Vec<_> =
+        std::fs::read_dir(at("ranks")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("part-")), "{left:?}");
     assert!(on_ranks.of_replicas.len() == 2 && on_ranks.of_replicas.iter().sum::<u64>() == 250, "{on_ranks}");
     // Two replicas, each split over two workers; and one, over three.
     let split = Ranks { workers: 4, parts: 2, servers: 2 };
@@ -378,6 +381,9 @@ fn a_run_on_ranks_comes_to_the_loss_of_threads_and_goes_on_with_other_ranks() {
         interrupted: &interrupted,
     };
     let on_threads = train(&short, &mut frames, &at("threads"), &options, |_| ()).unwrap();
+    // Whether one process decoded them or two, one of which could not read a picture.
+    let pixels = |run: &str| std::fs::read(at(run).join("frames.u8")).unwrap();
+    assert!(pixels("ranks") == pixels("threads") && pixels("one") == pixels("threads"));
     for (name, on_ranks) in [("ranks", &on_ranks), ("parts", &on_parts), ("one replica in parts", &one)] {
         for (ranks, threads) in last(on_ranks).iter().zip(last(&on_threads)) {
             assert!((ranks / threads - 1.0).abs() < 0.1, "{name}: {ranks}, on threads {threads}");
