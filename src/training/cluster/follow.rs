@@ -98,7 +98,11 @@ impl Follower<'_> {
                         validate(&own, std::slice::from_mut(&mut replica), &inputs, &frames, &learned);
                         self.group.check()?;
                     }
-                    Task::Decode | Task::End => return Ok(()),
+                    Task::Decode => {
+                        let problem = "rank 0 asks for frames to be decoded in the middle of a run";
+                        return Err(Error::Mismatch(problem.into()));
+                    }
+                    Task::End => return Ok(()),
                 }
                 task = office.task()?;
             }
