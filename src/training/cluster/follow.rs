@@ -31,10 +31,6 @@ pub struct Follower<'a> {
     pub office: Receiver<Result<(usize, Letter)>>,
     /// Its replica, or the part that it has of it.
     pub group: Group,
-    /// How many replicas there are.
-    pub replicas: usize,
-    /// Its rank, and how many workers there are.
-    pub place: (usize, usize),
 }
 
 /// What a worker is to do.
@@ -59,14 +55,14 @@ impl Follower<'_> {
         let (shape, margin) = (config.input_shape(), config.input.margin);
         let mut task = office.task()?;
         if let Task::Decode = task {
-            let decoded = Dataset::decode_share(store, shape, margin, out, self.place, || ());
+            let decoded = Dataset::decode_share(store, shape, margin, out, self.group.worker(), || ());
             let decoded = decoded.map_err(|error| error.to_string());
             office.out.send(LEADER, Letter::of(Kind::Decoded, &decoded))?;
             task = office.task()?;
         }
         let Task::Learn(order) = &task else { return Ok(()) };
         let frames = Dataset::open(store, shape, margin, out)?;
-        let split = own_split(&frames, store, config, order.seed, (self.group.replica(), self.replicas))?;
+        let split = own_split(&frames, store, config, order.seed, self.group.replica())?;
         let whitening = checkpoint::load_whitening(&order.checkpoint)?;
         let augment = Augment::new(&config.input, order.seed);
         let inputs = Inputs::for_training(&frames, &whitening, (available_memory() / 8) as usize, augment);
@@ -74,8 +70,8 @@ impl Follower<'_> {
         let rows = if threads > 1 { Rows::Shared } else { Rows::InTurn };
         let mut replica = Replica::far(&own, &config.training, rows);
         let skipped = Skipped::default();
-        let (seed, first) =
-            (shuffle_seed(order.seed, self.group.replica()), order.begin / self.replicas as u64);
+        let (replica_number, replicas) = self.group.replica();
+        let (seed, first) = (shuffle_seed(order.seed, replica_number), order.begin / replicas as u64);
         std::thread::scope(|scope| {
             let start = |first| {
                 let shuffle = Shuffle::new(seed, split.training.len(), config.training.batch);

@@ -56,9 +56,14 @@ impl Group {
         network.part((self.ranks.part(self.rank), parts), &peers)
     }
 
-    /// Of the replicas this is a part of this one.
-    pub fn replica(&self) -> usize {
-        self.rank / self.ranks.parts
+    /// Which of the replicas this is, or is a part of, and how many there are.
+    pub fn replica(&self) -> (usize, usize) {
+        (self.rank / self.ranks.parts, self.ranks.replicas())
+    }
+
+    /// Which of the workers this is, and how many there are.
+    pub fn worker(&self) -> (usize, usize) {
+        (self.rank, self.ranks.workers)
     }
 
     /// True for the first part, which the others follow.

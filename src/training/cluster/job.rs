@@ -112,20 +112,13 @@ impl Job<'_> {
             let work = move || match rank {
                 LEADER => {
                     let lead = Lead::new((remote, group), ranks, desk, office);
-                    let load =
-                        |progress: &(dyn Fn() + Sync)| self.load(&lead, (LEADER, ranks.workers), progress);
+                    let load = |progress: &(dyn Fn() + Sync)| self.load(&lead, progress);
                     let summary = self.lead(&lead, &mut frames(&load)?, watch)?;
                     lead.end()?;
                     Ok(Some(summary))
                 }
                 _ => {
-                    let follower = Follower {
-                        remote,
-                        office,
-                        group,
-                        replicas: ranks.replicas(),
-                        place: (rank, ranks.workers),
-                    };
+                    let follower = Follower { remote, office, group };
                     follower.work(self.config, self.store, self.out, self.threads).map(|()| None)
                 }
             };
@@ -139,9 +132,10 @@ impl Job<'_> {
     }
 
     /// The frames, which all workers decode together where that is not done.
-    fn load(&self, lead: &Lead, place: (usize, usize), progress: &(dyn Fn() + Sync)) -> Result<Dataset> {
+    fn load(&self, lead: &Lead, progress: &(dyn Fn() + Sync)) -> Result<Dataset> {
         let (shape, margin) = (self.config.input_shape(), self.config.input.margin);
-        let own = || Dataset::decode_share(self.store, shape, margin, self.out, place, progress);
+        let own =
+            || Dataset::decode_share(self.store, shape, margin, self.out, lead.group.worker(), progress);
         Dataset::load_shared(self.store, shape, margin, self.out, || lead.decode(own))
     }
 
