@@ -31,6 +31,8 @@ pub struct Dataset {
     pub keys: Vec<String>,
     /// What a user should know: pictures that were resized, greyed, or could not be read, and why they were decoded again.
     pub warnings: Vec<String>,
+    /// Numbers in the frame set of the pictures that could not be read and are not here, ascending.
+    pub left_out: Vec<usize>,
     fingerprint: String,
     /// Pictures that are the same as another before.
     copies: usize,
@@ -160,6 +162,7 @@ impl Dataset {
             kept,
             keys,
             warnings: Vec::new(),
+            left_out: Vec::new(),
             fingerprint,
             copies,
             pixels,

@@ -14,6 +14,7 @@
 //! picture  tiles, grids of tiles, filters
 //! training replicas on threads update one set of weights, none waiting for another
 //! analysis what does each unit prefer, and what does it detect?
+//! classify what are the features worth where there are labels?
 //! bench    how fast all this is on this machine
 //! report   one HTML file that shows it
 //! serve    the same as a web app, and what the network makes of pictures that are dropped on it
@@ -37,6 +38,7 @@
 
 pub mod analysis;
 pub mod bench;
+pub mod classify;
 pub mod config;
 pub mod dataset;
 pub mod error;

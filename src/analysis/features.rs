@@ -18,8 +18,8 @@ use super::{BATCH, Progress};
 use crate::dataset::available_memory;
 use crate::error::{Error, Result};
 use crate::geometry::{Kind, MapShape};
-use crate::network::Network;
 use crate::network::preprocess::{Inputs, Scratch};
+use crate::network::{Network, Workspace};
 pub use file::{Format, MOST_COLUMNS};
 
 /// Batches that a worker may be ahead of the writer.
@@ -129,11 +129,38 @@ pub fn stream(
     inputs: &Inputs,
     pictures: &[usize],
     (stage, kind): (usize, Kind),
+    take: impl FnMut(&[f32]) -> Result<bool>,
+) -> Result<bool> {
+    let (forward, width) = (Forward { network, stage, kind }, network.shape(stage, kind).len());
+    let read = |work: &Workspace, rows: &mut [f32]| work.copy_values(network, stage, kind, rows);
+    stream_by(forward, inputs, pictures, (width, read), take)
+}
+
+/// How far pictures go through a network.
+#[derive(Clone, Copy)]
+pub struct Forward<'a> {
+    /// The network.
+    pub network: &'a Network,
+    /// The last stage, from 0.
+    pub stage: usize,
+    /// How far in it.
+    pub kind: Kind,
+}
+
+/// The same of whatever `read` makes of the values of a batch: `[picture, number]`, so many numbers of each picture.
+///
+/// # Errors
+/// As [`stream`].
+pub fn stream_by(
+    forward: Forward,
+    inputs: &Inputs,
+    pictures: &[usize],
+    (width, read): (usize, impl Fn(&Workspace, &mut [f32]) + Sync),
     mut take: impl FnMut(&[f32]) -> Result<bool>,
 ) -> Result<bool> {
+    let Forward { network, stage, kind } = forward;
     let batches = pictures.len().div_ceil(BATCH);
     let workers = workers(network)?.min(batches);
-    let units = network.shape(stage, kind).len();
     let work_on = |worker: usize, done: SyncSender<Vec<f32>>, empty: Receiver<Vec<f32>>| {
         let (mut work, mut scratch) = (network.workspace(BATCH.min(pictures.len())), Scratch::default());
         for batch in pictures.chunks(BATCH).skip(worker).step_by(workers) {
@@ -141,8 +168,8 @@ pub fn stream(
             inputs.fill(batch, work.lanes, &mut work.input, &mut scratch);
             network.forward_to(&mut work, stage, kind);
             let mut rows = empty.try_recv().unwrap_or_default();
-            rows.resize(batch.len() * units, 0.0);
-            work.copy_values(network, stage, kind, &mut rows);
+            rows.resize(batch.len() * width, 0.0);
+            read(&work, &mut rows);
             if done.send(rows).is_err() {
                 return; // nobody wants more
             }

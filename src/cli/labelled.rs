@@ -83,7 +83,7 @@ impl fmt::Display for Source {
     }
 }
 
-fn name(text: &str) -> Result<String, String> {
+pub fn name(text: &str) -> Result<String, String> {
     let good = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
     match !text.is_empty() && text.chars().all(good) {
         true => Ok(text.into()),

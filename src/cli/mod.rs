@@ -11,6 +11,7 @@ macro_rules! say {
 }
 
 mod bench;
+mod classify;
 mod compare;
 mod controls;
 mod encode;
@@ -115,6 +116,7 @@ enum Command {
     Tuning(tuning::TuningArgs),
     Invariance(Box<invariance::InvarianceArgs>),
     Encode(encode::EncodeArgs),
+    Classify(classify::ClassifyArgs),
     Neighbours(neighbours::NeighboursArgs),
     Map(map::MapArgs),
     Explain(explain::ExplainArgs),
@@ -158,6 +160,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Tuning(args) => tuning::run(args, global)?,
         Command::Invariance(args) => invariance::run(*args, global)?,
         Command::Encode(args) => return encode::run(args, global),
+        Command::Classify(args) => classify::run(args, global)?,
         Command::Neighbours(args) => neighbours::run(args, global)?,
         Command::Map(args) => map::run(args, global)?,
         Command::Explain(args) => explain::run(args, global)?,

@@ -141,6 +141,7 @@ pub(super) fn open(
         kept,
         keys,
         warnings,
+        left_out: index.left_out,
         fingerprint: index.fingerprint,
         pixels,
         copies: super::copies(hashes),
@@ -248,7 +249,7 @@ fn finish(
             format!("has {seen} bytes, expected {wanted}: is it written by others too?"),
         ));
     }
-    let hashes = hashes(&pixels, kept);
+    let (hashes, left_out) = (hashes(&pixels, kept), decoded.left_out);
     let (fingerprint, copies) = (super::fingerprint(&hashes), super::copies(hashes));
     let all_warnings = [store.warnings(), &warnings].concat();
     if let Some(pending) = &mut pending {
@@ -259,14 +260,14 @@ fn finish(
             rows: kept.rows,
             cols: kept.cols,
             count: keys.len(),
-            left_out: decoded.left_out,
+            left_out: left_out.clone(),
             warnings,
             fingerprint: fingerprint.clone(),
         };
         pending.index = serde_json::to_string(&index).expect("an index is plain data") + "\n";
     }
     let (warnings, file) = (all_warnings, Some(file));
-    Ok(Dataset { shape, kept, keys, warnings, fingerprint, pixels, copies, file, pending })
+    Ok(Dataset { shape, kept, keys, warnings, left_out, fingerprint, pixels, copies, file, pending })
 }
 
 /// Names of the pictures of a store without those whose numbers, in ascending order, are left out.

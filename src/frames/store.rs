@@ -27,11 +27,26 @@ const MAX_BYTES: u64 = 1 << 30;
 /// Only names and places are in memory; every picture is read when it is asked for.
 #[derive(Debug)]
 pub struct FrameStore {
-    /// The tar files, or the folder that the pictures lie below.
-    files: Vec<PathBuf>,
+    files: Vec<Holder>,
     entries: Vec<Entry>,
-    in_tar: bool,
     warnings: Vec<String>,
+}
+
+/// What pictures lie in: a tar file, or a folder that they lie below.
+#[derive(Debug)]
+struct Holder {
+    path: PathBuf,
+    is_tar: bool,
+}
+
+impl Holder {
+    fn tar(path: PathBuf) -> Holder {
+        Holder { path, is_tar: true }
+    }
+
+    fn folder(path: PathBuf) -> Holder {
+        Holder { path, is_tar: false }
+    }
 }
 
 #[derive(Debug)]
@@ -71,14 +86,12 @@ impl FrameStore {
     /// If there is no such path, or no picture there.
     pub fn open(path: &Path) -> Result<FrameStore> {
         let meta = path.metadata().map_err(Error::io(path, "read"))?;
-        let mut store =
-            FrameStore { files: Vec::new(), entries: Vec::new(), in_tar: true, warnings: Vec::new() };
+        let mut store = FrameStore { files: Vec::new(), entries: Vec::new(), warnings: Vec::new() };
         if !meta.is_dir() && has_ending(path, &PICTURE_ENDINGS) {
             let Some(member) = path.file_name().and_then(|name| name.to_str()) else {
                 return Err(Error::bad_file(path, "its name is not UTF-8"));
             };
-            store.in_tar = false;
-            store.files.push(path.parent().unwrap_or(Path::new("")).into());
+            store.files.push(Holder::folder(path.parent().unwrap_or(Path::new("")).into()));
             let picture = Span { offset: 0, length: meta.len() };
             store.entries.push(Entry { file: 0, member: member.into(), picture, json: None });
             return Ok(store);
@@ -114,7 +127,6 @@ impl FrameStore {
             }
         }
         if shards.is_empty() {
-            store.in_tar = false;
             store.walk(path)?;
             return store.unless_empty(path, "the folder holds neither tar shards nor pictures");
         }
@@ -152,7 +164,7 @@ impl FrameStore {
                         }
                         let shard = folder.join(&place.shard);
                         let meta = shard.metadata().map_err(Error::io(&shard, "read"))?;
-                        self.files.push(shard);
+                        self.files.push(Holder::tar(shard));
                         let known = (self.files.len() as u32 - 1, meta.len());
                         shards.insert(place.shard.clone(), known);
                         known
@@ -181,7 +193,7 @@ impl FrameStore {
         let file = File::open(path).map_err(Error::io(path, "read"))?;
         let bytes = file.metadata().map_err(Error::io(path, "read"))?.len();
         let number = self.files.len() as u32;
-        self.files.push(path.to_path_buf());
+        self.files.push(Holder::tar(path.to_path_buf()));
         let first = self.entries.len();
         let mut metadata: HashMap<String, Span> = HashMap::new();
         let mut archive = tar::Archive::new(BufReader::new(file));
@@ -229,7 +241,7 @@ impl FrameStore {
 
     /// Finds the pictures below a folder.
     fn walk(&mut self, folder: &Path) -> Result<()> {
-        self.files.push(folder.to_path_buf());
+        self.files.push(Holder::folder(folder.to_path_buf()));
         let walk = WalkDir::new(folder).follow_links(true).sort_by_file_name().into_iter();
         for entry in walk.filter_entry(|entry| entry.depth() == 0 || !hidden(entry.path())) {
             match entry {
@@ -264,7 +276,7 @@ impl FrameStore {
     /// Which of `readers` reads a picture where each reads its own: all of a shard the same one, where there are enough shards;
     /// else those side by side.
     pub fn reader(&self, index: usize, readers: usize) -> usize {
-        if self.in_tar && self.files.len() >= readers {
+        if self.files.len() >= readers && self.files.iter().all(|file| file.is_tar) {
             self.entries[index].file as usize % readers
         } else {
             index * readers / self.entries.len()
@@ -288,6 +300,17 @@ impl FrameStore {
         let problem = format!("none of the {count} pictures has a key like `{pattern}`; one key is `{some}`");
         let matching: Vec<bool> = (0..count).map(|index| pattern.matches(self.key(index))).collect();
         self.only(path, |index| matching[index], &problem)
+    }
+
+    /// These pictures, and after them those of another store.
+    #[must_use]
+    pub fn and(mut self, other: FrameStore) -> FrameStore {
+        let before = self.files.len() as u32;
+        self.files.extend(other.files);
+        let moved = |entry: Entry| Entry { file: before + entry.file, ..entry };
+        self.entries.extend(other.entries.into_iter().map(moved));
+        self.warnings.extend(other.warnings);
+        self
     }
 
     /// Leaves only the pictures of which `keep` is true, given their numbers.
@@ -337,14 +360,15 @@ impl FrameStore {
         let mut add = |name: &str, numbers: &dyn std::fmt::Debug| {
             hash = rng::stable_hash(format!("{hash} {name:?} {numbers:?}").as_bytes());
         };
-        for file in self.files.iter().filter(|_| self.in_tar) {
-            let name = file.file_name().unwrap_or_default().to_string_lossy();
-            add(&name, &stamp(file));
+        for Holder { path, .. } in self.files.iter().filter(|file| file.is_tar) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            add(&name, &stamp(path));
         }
         for Entry { file, member, picture, .. } in &self.entries {
-            match self.in_tar {
+            let Holder { path, is_tar } = &self.files[*file as usize];
+            match is_tar {
                 true => add(member, &(file, picture.offset, picture.length)),
-                false => add(member, &stamp(&self.files[0].join(&**member))),
+                false => add(member, &stamp(&path.join(&**member))),
             }
         }
         format!("{hash:016x}")
@@ -366,11 +390,12 @@ impl FrameStore {
     /// If it cannot be read or is not valid JSON.
     pub fn metadata(&self, index: usize) -> Result<Option<serde_json::Value>> {
         let entry = &self.entries[index];
-        let bytes = if self.in_tar {
+        let holder = &self.files[entry.file as usize];
+        let bytes = if holder.is_tar {
             let Some(span) = entry.json else { return Ok(None) };
             self.read(entry, span, &entry.member)?
         } else {
-            let path = self.files[0].join(format!("{}.json", stem(&entry.member)));
+            let path = holder.path.join(format!("{}.json", stem(&entry.member)));
             match std::fs::read(&path) {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
                 read => read.map_err(Error::io(&path, "read"))?,
@@ -384,8 +409,8 @@ impl FrameStore {
         if span.length > MAX_BYTES {
             return Err(self.bad(entry, format!("has {} bytes, at most {MAX_BYTES} are read", span.length)));
         }
-        let file = &self.files[entry.file as usize];
-        if !self.in_tar {
+        let Holder { path: file, is_tar } = &self.files[entry.file as usize];
+        if !is_tar {
             let path = file.join(member);
             return std::fs::read(&path).map_err(Error::io(&path, "read"));
         }
@@ -396,8 +421,8 @@ impl FrameStore {
     }
 
     fn bad(&self, entry: &Entry, problem: String) -> Error {
-        let file = &self.files[entry.file as usize];
-        if self.in_tar {
+        let Holder { path: file, is_tar } = &self.files[entry.file as usize];
+        if *is_tar {
             Error::bad_file(file, format!("member {}: {problem}", entry.member))
         } else {
             Error::bad_file(file.join(&*entry.member), problem)

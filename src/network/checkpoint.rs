@@ -9,6 +9,7 @@
 mod check;
 mod read;
 pub mod share;
+mod tensors;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -36,6 +37,7 @@ use crate::geometry::StageShape;
 use crate::rng;
 pub use check::{Check, check};
 pub use read::{load_into, load_whitening};
+pub use tensors::{Tensors, load_tensors, save_tensors, take};
 
 /// Changes when files of older versions can no longer be read as they are.
 const FORMAT: u32 = 1;

@@ -1,5 +1,6 @@
 //! Results as pictures, and as one HTML file.
 
+pub mod classes;
 pub mod compare;
 mod data;
 pub mod detectors;

@@ -87,6 +87,24 @@ pub(super) struct Parsed<'a> {
     pub(super) header: Header,
 }
 
+impl Parsed<'_> {
+    /// Its arrays of f32: name, shape and values.
+    pub(super) fn values(&self) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+        let values = |(name, view): (String, TensorView)| {
+            expect(self, &name, &view, Dtype::F32, view.shape())?;
+            let values: Vec<f32> =
+                view.data().as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+            match values.iter().all(|value| value.is_finite()) {
+                true => Ok((name, view.shape().to_vec(), values)),
+                false => {
+                    Err(Error::bad_file(self.path, format!("tensor `{name}` holds what is no number")))
+                }
+            }
+        };
+        self.tensors.tensors().into_iter().map(values).collect()
+    }
+}
+
 /// A tensor of numbers in mapped files: whole, or in pieces, which it was written in by those that each held some of it.
 pub(super) struct Found<'a> {
     /// Where each begins among all numbers, and what it is.
