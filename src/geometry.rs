@@ -7,10 +7,10 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Size of a stack of maps: `channels` maps of `rows` x `cols` positions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapShape {
     /// Maps; colour channels at the input.
     pub channels: usize,

@@ -106,7 +106,8 @@ impl Labelled {
                 store = store.matching(path, pattern)?;
             }
             // Of pictures of which it names none, the table says nothing: it may be about others.
-            let names_some = |table: &&LabelTable| (0..store.len()).any(|n| table.class(store.key(n)).is_some());
+            let names_some =
+                |table: &&LabelTable| (0..store.len()).any(|n| table.class(store.key(n)).is_some());
             let table = table.filter(names_some);
             let class = |index: usize| class_of(source, table, store.key(index));
             let classes: Vec<Option<String>> = (0..store.len()).map(class).collect();

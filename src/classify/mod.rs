@@ -4,10 +4,12 @@
 //! Data goes from [`labels`], pictures and their classes, through a [`View`] of the network, by [`linear`] into a [`ReadOut`], and
 //! [`scores`] say how good that is.
 
+pub mod head;
 pub mod labels;
 pub mod linear;
 pub mod readout;
 pub mod scores;
+pub mod tune;
 pub mod view;
 
 pub use labels::{LabelTable, Labelled, Source};

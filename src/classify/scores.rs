@@ -59,13 +59,18 @@ pub struct ClassScores {
 /// From the probabilities of each picture's classes, `[picture, class]`, and the true ones.
 pub fn scores(probabilities: &[f32], class: &[usize], names: &[String]) -> Scores {
     let (count, classes) = (class.len(), names.len());
-    assert!(probabilities.len() == count * classes && count > 0, "a probability of each class for each picture");
+    assert!(
+        probabilities.len() == count * classes && count > 0,
+        "a probability of each class for each picture"
+    );
     let (mut first, mut within_5, mut log_loss) = (0, 0, 0.0);
     let mut confusion = vec![vec![0; classes]; classes];
     let mut bins = [(0usize, 0.0, 0usize); BINS];
     for (row, &class) in probabilities.chunks_exact(classes).zip(class) {
         // Of equal ones those before, so that a constant is no better than chance.
-        let place = |of: usize| row.iter().enumerate().filter(|&(at, &p)| p > row[of] || (p == row[of] && at < of)).count();
+        let place = |of: usize| {
+            row.iter().enumerate().filter(|&(at, &p)| p > row[of] || (p == row[of] && at < of)).count()
+        };
         let answer = (0..classes).find(|&at| place(at) == 0).expect("one comes first");
         let rank = place(class);
         first += usize::from(rank == 0);

@@ -51,9 +51,7 @@ impl View {
     fn shapes(&self, network: &Network) -> Vec<MapShape> {
         match &self.of {
             Of::Pixels => vec![network.input],
-            Of::Units(groups) => {
-                groups.iter().map(|group| network.shape(group.stage, group.kind)).collect()
-            }
+            Of::Units(groups) => groups.iter().map(|group| network.shape(group.stage, group.kind)).collect(),
         }
     }
 
@@ -155,8 +153,10 @@ fn means(
         for cell in 0..grid * grid {
             let (rows, cols) = (part(cell / grid, shape.rows), part(cell % grid, shape.cols));
             let count = (rows.len() * cols.len()) as f32;
-            let sum: f32 =
-                rows.flat_map(|row| cols.clone().map(move |col| (row, col))).map(|(row, col)| value(map, row, col)).sum();
+            let sum: f32 = rows
+                .flat_map(|row| cols.clone().map(move |col| (row, col)))
+                .map(|(row, col)| value(map, row, col))
+                .sum();
             put(map * grid * grid + cell, sum / count);
         }
     }
@@ -187,8 +187,15 @@ mod tests {
         let (low, high) = (work.values(&network, 0, Kind::H), work.values(&network, 1, Kind::Y));
         let of = |grid| View { of: Of::Units(groups.clone()), grid };
         let all = of(None).features(&network, &inputs, &pictures, |_| ()).unwrap();
-        let wanted: Vec<f32> =
-            (0..3).flat_map(|n| low.index_axis(ndarray::Axis(0), n).iter().chain(high.index_axis(ndarray::Axis(0), n).iter()).copied().collect::<Vec<_>>()).collect();
+        let wanted: Vec<f32> = (0..3)
+            .flat_map(|n| {
+                low.index_axis(ndarray::Axis(0), n)
+                    .iter()
+                    .chain(high.index_axis(ndarray::Axis(0), n).iter())
+                    .copied()
+                    .collect::<Vec<_>>()
+            })
+            .collect();
         assert_eq!(all.as_slice().unwrap(), wanted);
         let (first, cells) = (3 * 8 * 6, of(Some(2)).features(&network, &inputs, &pictures, |_| ()).unwrap());
         assert_eq!((all.ncols(), cells.ncols()), (first + 2 * 5 * 3, 5 * 4));
@@ -200,8 +207,11 @@ mod tests {
             near(cells[[picture, 4 + 3]], low);
             near(cells[[picture, 3 * 4 + 3]], high);
         }
-        assert!(of(Some(4)).check(&network).unwrap_err().to_string().contains("`--grid` is 4, expected 1 to 3"));
-        let pixels = View { of: Of::Pixels, grid: None }.features(&network, &inputs, &pictures, |_| ()).unwrap();
+        assert!(
+            of(Some(4)).check(&network).unwrap_err().to_string().contains("`--grid` is 4, expected 1 to 3")
+        );
+        let pixels =
+            View { of: Of::Pixels, grid: None }.features(&network, &inputs, &pictures, |_| ()).unwrap();
         assert_eq!(pixels.row(1).to_vec(), inputs.picture(129).iter().copied().collect::<Vec<_>>());
     }
 }

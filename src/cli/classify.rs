@@ -2,9 +2,11 @@
 
 mod fit;
 mod test;
+mod tune;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
@@ -26,8 +28,11 @@ Examples:
   striate classify fit outputs/run --labels shards/ --csv labels.csv --stage 1 --stage 3 --name both
   striate classify eval outputs/run --labels test/ --name both
   striate classify predict outputs/run picture.jpg holiday/
+  striate classify tune outputs/run --labels train/ --test test/ --out outputs/tuned
+  striate classify compare outputs/run --labels train/ --test test/
 
-The network stays as it is: what is learned is one number for each class and each value of a unit.")]
+With `fit` the network stays as it is, and one number is learned for each class and each value of a unit; with `tune` all weights
+learn.")]
 pub struct ClassifyArgs {
     #[command(subcommand)]
     command: ClassifyCommand,
@@ -38,14 +43,19 @@ enum ClassifyCommand {
     Fit(Box<fit::FitArgs>),
     Eval(test::EvalArgs),
     Predict(test::PredictArgs),
+    Tune(Box<tune::TuneArgs>),
+    Compare(Box<tune::CompareArgs>),
 }
 
-pub fn run(args: ClassifyArgs, global: Global) -> anyhow::Result<()> {
+pub fn run(args: ClassifyArgs, global: Global) -> anyhow::Result<ExitCode> {
     match args.command {
-        ClassifyCommand::Fit(args) => fit::run(*args, global),
-        ClassifyCommand::Eval(args) => test::eval(args, global),
-        ClassifyCommand::Predict(args) => test::predict(args, global),
+        ClassifyCommand::Fit(args) => fit::run(*args, global)?,
+        ClassifyCommand::Eval(args) => test::eval(args, global)?,
+        ClassifyCommand::Predict(args) => test::predict(args, global)?,
+        ClassifyCommand::Tune(args) => return tune::run(*args, global),
+        ClassifyCommand::Compare(args) => return tune::compare(*args, global),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Pictures with classes on the command line.
@@ -84,7 +94,9 @@ impl FromStr for LabelSource {
     type Err = String;
     fn from_str(text: &str) -> Result<LabelSource, String> {
         let (class, rest) = match text.split_once('=') {
-            Some((class, rest)) if !class.is_empty() && !class.contains('/') => (Some(class.to_owned()), rest),
+            Some((class, rest)) if !class.is_empty() && !class.contains('/') => {
+                (Some(class.to_owned()), rest)
+            }
             _ => (None, text),
         };
         let labelled::Source { path, pattern } = rest.parse()?;
@@ -130,7 +142,8 @@ fn decoded(
 /// A run's network with the weights that a read-out is of: those of the checkpoint called so, or, if none is, of the newest.
 fn network(run: &Path, weights: Weights, identity: Option<&str>) -> anyhow::Result<(Checkpoint, String)> {
     let newest = checkpoint::latest_of(run)?;
-    let is_it = |folder: &PathBuf| checkpoint::identity(folder).is_ok_and(|one| Some(one.as_str()) == identity);
+    let is_it =
+        |folder: &PathBuf| checkpoint::identity(folder).is_ok_and(|one| Some(one.as_str()) == identity);
     let folder = match (identity, weights) {
         (None, _) | (_, Weights::Random(_)) => newest,
         (Some(identity), Weights::Learned) => {

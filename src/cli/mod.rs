@@ -160,7 +160,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Tuning(args) => tuning::run(args, global)?,
         Command::Invariance(args) => invariance::run(*args, global)?,
         Command::Encode(args) => return encode::run(args, global),
-        Command::Classify(args) => classify::run(args, global)?,
+        Command::Classify(args) => return classify::run(args, global),
         Command::Neighbours(args) => neighbours::run(args, global)?,
         Command::Map(args) => map::run(args, global)?,
         Command::Explain(args) => explain::run(args, global)?,

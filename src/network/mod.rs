@@ -320,7 +320,7 @@ impl Workspace {
     }
 
     /// One sublayer's maps, `[row, column, channel, lane]`.
-    fn maps(&self, stage: usize, kind: Kind) -> &[f32] {
+    pub fn maps(&self, stage: usize, kind: Kind) -> &[f32] {
         let acts = &self.stages[stage];
         match kind {
             Kind::A => &acts.a,

@@ -127,6 +127,38 @@ impl Network {
         }
     }
 
+    /// One step of the encoders up to stage `last` (from 0) by the gradient of what somebody else makes of the units' values: `seed` adds
+    /// the gradients with respect to `y` and `h` of some of these stages to their `dy` and `dh`. [`Network::forward`] to that stage must have
+    /// been run on the minibatch.
+    ///
+    /// # Panics
+    /// If the network is a [part](Self::part) of one.
+    pub fn learn_by(
+        &self,
+        work: &mut Workspace,
+        last: usize,
+        update: &dyn WeightUpdate,
+        seed: impl FnOnce(&mut Workspace),
+    ) {
+        assert!(self.is_whole(), "parts of a network learn without labels only");
+        for acts in &mut work.stages[..=last] {
+            acts.dh.fill(0.0);
+            acts.dy.fill(0.0);
+        }
+        seed(work);
+        for index in (0..=last).rev() {
+            let (stage, kernels) = (&self.stages[index], self.kernels());
+            let (input, acts, dx) = work.split_gradient(index);
+            kernels.normalisation_gradient(stage, acts);
+            kernels.pooling_gradient(stage, acts);
+            if index > 0 {
+                // By the weights as they are before their update.
+                kernels.filtering_gradient(stage, acts, dx);
+            }
+            kernels.learn_encoder(stage, input, acts, update);
+        }
+    }
+
     /// Makes `residual` of an encoded stage and takes its loss.
     fn decode(&self, work: &mut Workspace, index: usize) -> Loss {
         let (pictures, lanes) = (work.pictures, work.lanes);

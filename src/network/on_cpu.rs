@@ -166,24 +166,43 @@ impl StageKernels for Cpu {
         if let Some(dx) = dx {
             self.filtering_gradient(stage, acts, dx);
         }
-        let Activations { a, da, residual, .. } = acts;
-        rows.each_of(rows_of(da, made, row), stage.held(), &start, &|number, da| {
-            let place = &blocks[number].place;
-            let (maps, input) = (blocks[number].maps().0, seen(stage, field, place, input));
-            let (a, residual) = (&a[start(number)..][..da.len()], seen(stage, field, place, residual));
-            let gradient = |few: Few, _: Slice, gradient: &mut [f32]| {
-                let Few { units, input: first } = few;
-                filter::weight_gradient(cpu, field, maps, &input[first..], &da[units.clone()], gradient);
-                if tied {
-                    with_scratch([gradient.len()], |[more]| {
-                        filter::weight_gradient(cpu, field, maps, &residual[first..], &a[units], more);
-                        gradient.iter_mut().zip(more.iter()).for_each(|(g, more)| *g += more);
-                    });
-                }
-            };
-            learn_block(cpu, stage, field, (number, Weights::Encoder), gradient, update);
-        });
+        learn_encoder(cpu, stage, input, acts, tied, update);
     }
+
+    fn learn_encoder(&self, stage: &Stage, input: &[f32], acts: &mut Activations, update: &dyn WeightUpdate) {
+        learn_encoder(*self, stage, input, acts, false, update);
+    }
+}
+
+/// Turns the gradient of W1 by way of `da` into new weights; with what comes `by_residual` as well, where W1 is the decoder too.
+fn learn_encoder(
+    cpu: Cpu,
+    stage: &Stage,
+    input: &[f32],
+    acts: &mut Activations,
+    by_residual: bool,
+    update: &dyn WeightUpdate,
+) {
+    let Activations { rows, field, a, da, residual, .. } = acts;
+    let (field, blocks) = (*field, stage.blocks.all());
+    let start = |number| stage.blocks.first_unit(number) * field.lanes;
+    let made = rows_of(da, &stage.strip.filtered, stage.shape.filtered.row_len() * field.lanes);
+    rows.each_of(made, stage.held(), &start, &|number, da| {
+        let place = &blocks[number].place;
+        let (maps, input) = (blocks[number].maps().0, seen(stage, field, place, input));
+        let (a, residual) = (&a[start(number)..][..da.len()], seen(stage, field, place, residual));
+        let gradient = |few: Few, _: Slice, gradient: &mut [f32]| {
+            let Few { units, input: first } = few;
+            filter::weight_gradient(cpu, field, maps, &input[first..], &da[units.clone()], gradient);
+            if by_residual {
+                with_scratch([gradient.len()], |[more]| {
+                    filter::weight_gradient(cpu, field, maps, &residual[first..], &a[units], more);
+                    gradient.iter_mut().zip(more.iter()).for_each(|(g, more)| *g += more);
+                });
+            }
+        };
+        learn_block(cpu, stage, field, (number, Weights::Encoder), gradient, update);
+    });
 }
 
 /// Row and column of the input where the first receptive field of positions side by side begins.

@@ -45,6 +45,9 @@ const FIT_VALUES: usize = 32_000_000;
 /// Most pictures on which the variance of preprocessed values is measured.
 const SCALE_PICTURES: usize = 1000;
 
+/// Columns of a whitening matrix that a thread takes at a time.
+const COLUMNS: usize = 256;
+
 /// Preprocessing, fitted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Whitening {
@@ -278,7 +281,11 @@ impl Whitening {
                 let size = (count, len);
                 let x = ArrayView2::from_shape(size, normal).expect("rows of one length");
                 let mut out = ArrayViewMut2::from_shape(size, white).expect("rows of one length");
-                general_mat_mul(1.0, &x, matrix, 0.0, &mut out);
+                // Each number has its terms in the same order, however the columns are divided.
+                let columns = out.axis_chunks_iter_mut(Axis(1), COLUMNS).into_par_iter();
+                columns.zip(matrix.axis_chunks_iter(Axis(1), COLUMNS)).for_each(|(mut out, matrix)| {
+                    general_mat_mul(1.0, &x, &matrix, 0.0, &mut out);
+                });
             }
         }
     }

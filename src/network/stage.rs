@@ -101,6 +101,9 @@ pub trait StageKernels {
         dx: Option<&mut [f32]>,
         update: &dyn WeightUpdate,
     );
+
+    /// Gradients of the encoder alone, by way of `da`, applied block by block as they are made.
+    fn learn_encoder(&self, stage: &Stage, input: &[f32], acts: &mut Activations, update: &dyn WeightUpdate);
 }
 
 impl Stage {

@@ -90,7 +90,11 @@ pub fn figure(tested: &Tested) -> String {
         x_name: "probability of the answer, %".into(),
         y_name: "right, %".into(),
         series: vec![
-            Series::Curve { name: "perfect".into(), points: vec![(0.0, 0.0), (100.0, 100.0)], band: Vec::new() },
+            Series::Curve {
+                name: "perfect".into(),
+                points: vec![(0.0, 0.0), (100.0, 100.0)],
+                band: Vec::new(),
+            },
             Series::Curve { name: "this".into(), points, band: Vec::new() },
         ],
     };

@@ -15,7 +15,7 @@ use striate::classify::{Of, ReadOut, View, Weights};
 use striate::geometry::Kind;
 use striate::network::preprocess::Inputs;
 use striate::report::classes::Tested;
-use striate::report::figure::{grouped, significant};
+use striate::report::figure::grouped;
 
 use super::test::{test, write};
 use super::{LabelArgs, LabelSource, decoded, network};
@@ -95,7 +95,7 @@ fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
-fn share(text: &str) -> Result<f64, String> {
+pub fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
         _ => Err("expected a share above 0 and up to 1, such as 0.1".into()),
@@ -137,7 +137,7 @@ pub fn run(args: FitArgs, global: Global) -> anyhow::Result<()> {
         lambdas: if args.lambdas.is_empty() { LAMBDAS.to_vec() } else { args.lambdas },
         folds: args.folds.into(),
         seed: global.seed,
-        tolerance: 1e-4,
+        tolerance: 1e-3,
         steps: 500,
     };
     let bar = global.progress(settings.lambdas.len() as u64, "fit");
@@ -160,8 +160,10 @@ pub fn run(args: FitArgs, global: Global) -> anyhow::Result<()> {
         labels: train.sources,
         pictures: chosen.len(),
         features: features.ncols(),
-        lambda: fitted.lambda,
+        shape: None,
+        lambda: None,
         tried: Vec::new(),
+        tuning: None,
         seed: global.seed,
         share: args.share,
     };
@@ -208,11 +210,11 @@ impl fmt::Display for Fit {
         let (pictures, features) = (grouped(*pictures as u64), grouped(*features as u64));
         writeln!(f, "{pictures} pictures of {} classes, {features} numbers each", classes.len())?;
         for one in tried {
-            writeln!(f, "{}{}", Line(*one), if one.lambda == *lambda { "  <- taken" } else { "" })?;
+            writeln!(f, "{}{}", Line(*one), if Some(one.lambda) == *lambda { "  <- taken" } else { "" })?;
         }
         match &self.tested {
             Some(tested) => write!(f, "\n{tested}")?,
-            None => writeln!(f, "λ = {} is taken", significant(*lambda))?,
+            None => writeln!(f)?,
         }
         write!(f, "{}", self.folder.display())
     }

@@ -67,7 +67,12 @@ struct Which {
 }
 
 /// How good a read-out is on pictures.
-pub fn test(readout: &ReadOut, pictures: &Decoded, checkpoint: &Checkpoint, global: &Global) -> anyhow::Result<Tested> {
+pub fn test(
+    readout: &ReadOut,
+    pictures: &Decoded,
+    checkpoint: &Checkpoint,
+    global: &Global,
+) -> anyhow::Result<Tested> {
     let all: Vec<usize> = (0..pictures.dataset.len()).collect();
     let inputs = Inputs::new(&pictures.dataset, &checkpoint.whitening, 0);
     let bar = global.progress(all.len() as u64, "test");

@@ -96,9 +96,7 @@ impl Parsed<'_> {
                 view.data().as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
             match values.iter().all(|value| value.is_finite()) {
                 true => Ok((name, view.shape().to_vec(), values)),
-                false => {
-                    Err(Error::bad_file(self.path, format!("tensor `{name}` holds what is no number")))
-                }
+                false => Err(Error::bad_file(self.path, format!("tensor `{name}` holds what is no number"))),
             }
         };
         self.tensors.tensors().into_iter().map(values).collect()

@@ -24,7 +24,7 @@ pub fn save_tensors(
     to: &Path,
     config: &RunConfig,
     data: &str,
-    tensors: &[(&str, Vec<usize>, &[f32])],
+    tensors: &[(String, Vec<usize>, &[f32])],
     state: &impl Serialize,
 ) -> Result<()> {
     let parent = parent(to);
@@ -40,10 +40,10 @@ pub fn save_tensors(
     written
 }
 
-fn write(folder: &Path, about: About, tensors: &[(&str, Vec<usize>, &[f32])]) -> Result<Vec<Sum>> {
-    let named = tensors.iter().map(|(name, shape, values)| {
-        (name.to_string(), Tensor::Values(shape.clone(), Cow::Borrowed(*values)))
-    });
+fn write(folder: &Path, about: About, tensors: &[(String, Vec<usize>, &[f32])]) -> Result<Vec<Sum>> {
+    let named = tensors
+        .iter()
+        .map(|(name, shape, values)| (name.clone(), Tensor::Values(shape.clone(), Cow::Borrowed(*values))));
     write_model(folder, about, named.collect())
 }
 

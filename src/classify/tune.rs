@@ -1,0 +1,275 @@
+//! Supervised learning of all weights from pixels to labels, from those that a run learned or from random ones (the paper's ImageNet
+//! experiment; Krizhevsky et al. 2012).
+//!
+//! Each step takes a minibatch of labelled pictures, shifted and mirrored at random, through the network and a [`Head`], and changes the
+//! encoders and the head by stochastic gradient descent with momentum. Decoders stay as they are.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::head::{Head, Kind as HeadKind, Loss};
+use super::linear::{self, Method};
+use crate::analysis::evaluate::Group;
+use crate::config::{Optimiser, Training};
+use crate::dataset::{Augment, Dataset, Shuffle, available_memory};
+use crate::error::{Error, Result};
+use crate::geometry::Kind;
+use crate::kernels::Rows;
+use crate::network::preprocess::{Inputs, Scratch, Whitening};
+use crate::network::{Network, Workspace};
+use crate::training::optimiser::{Step, schedule};
+
+/// How to learn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// How the head puts positions together.
+    pub head: HeadKind,
+    /// What it sees.
+    pub group: Group,
+    /// Minibatches.
+    pub steps: u64,
+    /// Pictures in each.
+    pub batch: usize,
+    /// Rate of the head, times the number of values that its classes' weights see: so one rate suits heads of any size.
+    pub rate: f64,
+    /// Rate of the network's encoders; 0 leaves them as they are.
+    pub network_rate: f64,
+    /// Share of the velocity that a step keeps.
+    pub momentum: f64,
+    /// Share of the weights taken away each step, times the schedule's factor.
+    pub decay: f64,
+    /// Most pixels by which a picture is shifted each way.
+    pub shift: usize,
+    /// Whether half of the pictures are mirrored.
+    pub flip: bool,
+    /// Seed of order, shifts and the head.
+    pub seed: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            head: HeadKind::Full,
+            group: Group { stage: 0, kind: Kind::Y },
+            steps: 3000,
+            batch: 96,
+            rate: 0.5,
+            network_rate: 0.01,
+            momentum: 0.9,
+            decay: 1e-4,
+            shift: 2,
+            flip: true,
+            seed: 0,
+        }
+    }
+}
+
+impl Settings {
+    /// The rule of a step at its place in the schedule: rising for a twentieth, holding to a half, then falling linearly to a hundredth.
+    fn step(&self, network: &Network, rate: f64, number: u64) -> Step {
+        let training = Training {
+            optimiser: Optimiser::Momentum,
+            rate,
+            momentum: self.momentum,
+            encoder_decay: self.decay,
+            max_step: 0.0,
+            decoder_norm_bound: 0.0,
+            warmup: (self.steps / 20).max(1),
+            rate_hold: 0.5,
+            rate_end: 0.01,
+            ..Training::default()
+        };
+        Step::new(network.cpu, &training, schedule(&training, number, self.steps), number)
+    }
+}
+
+/// A stretch of the way.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// Steps done.
+    pub step: u64,
+    /// Mean over the minibatches since the last line, each before its step.
+    pub log_loss: f64,
+    /// The same of the share that was right.
+    pub accuracy: f64,
+    /// Seconds since the beginning.
+    pub seconds: f64,
+}
+
+/// What came of it.
+pub struct Tuned {
+    /// The head; the network is changed in place.
+    pub head: Head,
+    /// The way there.
+    pub lines: Vec<Line>,
+    /// Whether all steps were done; else it was interrupted.
+    pub finished: bool,
+}
+
+/// Multiplications and additions of a step for each picture, of whitening, network and head.
+pub fn flops(network: &Network, whitening: &Whitening, head: &Head, settings: &Settings) -> u64 {
+    let of_stage = |(index, stage): (usize, &crate::network::Stage)| {
+        // Responses, the gradient of weights, and that of the input where something below learns from it.
+        let products = if settings.network_rate == 0.0 { 1 } else { 2 + u64::from(index > 0) };
+        2 * products * stage.shape.connections()
+    };
+    let stages = network.stages[..=settings.group.stage].iter().enumerate().map(of_stage);
+    // Pictures that are never shifted or mirrored are whitened once.
+    let whitening = if settings.shift > 0 || settings.flip { whitening.flops() } else { 0 };
+    stages.sum::<u64>() + head.flops() + whitening
+}
+
+/// Mean of each channel's values over some pictures, and the inverse of their deviation.
+fn standard(
+    network: &Network,
+    inputs: &Inputs,
+    pictures: &[usize],
+    group: Group,
+    work: &mut Workspace,
+) -> Vec<(f32, f32)> {
+    let channels = network.shape(group.stage, group.kind).channels;
+    let mut sums = vec![(0.0, 0.0, 0.0); channels];
+    for some in pictures.chunks(work.lanes) {
+        inputs.load(some, work);
+        network.forward_to(work, group.stage, group.kind);
+        for unit in network.units(group.stage, group.kind) {
+            let (count, sum, square): &mut (f64, f64, f64) = &mut sums[unit.map];
+            for &value in work.unit_values(network, group.stage, group.kind, unit) {
+                *count += 1.0;
+                *sum += f64::from(value);
+                *square += f64::from(value).powi(2);
+            }
+        }
+    }
+    let of = |(count, sum, square): (f64, f64, f64)| {
+        let mean = sum / count;
+        let deviation = (square / count - mean * mean).max(0.0).sqrt();
+        (mean as f32, if deviation > 1e-6 * mean.abs() { (1.0 / deviation) as f32 } else { 0.0 })
+    };
+    sums.into_iter().map(of).collect()
+}
+
+/// Learns from the pictures numbered `pictures` of a dataset, whose classes are `class`, in their order; `network` changes in place, and needs
+/// room for the optimiser's sums, all 0. `progress` is told of every hundredth step. Stops early when `stop` is set.
+///
+/// # Errors
+/// The loss is no number any more.
+pub fn tune(
+    network: &Network,
+    whitening: &Whitening,
+    dataset: &Dataset,
+    (pictures, class, classes): (&[usize], &[usize], usize),
+    settings: &Settings,
+    (stop, mut progress): (&AtomicUsize, impl FnMut(&Line)),
+) -> Result<Tuned> {
+    assert_eq!(pictures.len(), class.len(), "a class for each picture");
+    assert!(network.stages.iter().all(|stage| stage.has_sums()), "room for the optimiser's sums");
+    let Group { stage, kind } = settings.group;
+    let padded = (settings.shift > 0).then(|| dataset.padded(2 * settings.shift));
+    let shown = padded.as_ref().unwrap_or(dataset);
+    let input = crate::config::Input { margin: shown.margin(), flip: settings.flip, ..Default::default() };
+    let (augment, budget) = (Augment::new(&input, settings.seed), (available_memory() / 4) as usize);
+    let inputs = Inputs::for_training(shown, whitening, budget, augment);
+    let mut work = network.workspace(settings.batch).with_rows(Rows::Shared);
+    let few = &pictures[..pictures.len().min(1000)];
+    let standard = standard(network, &inputs, few, settings.group, &mut work);
+    let mut head = Head::new(settings.head, network.shape(stage, kind), classes, standard, settings.seed);
+    let mut shuffle = Shuffle::new(settings.seed, pictures.len(), settings.batch);
+    let (mut places, mut indices, mut of_batch) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut scratch, begun, mut lines, mut sum) =
+        (Scratch::default(), Instant::now(), Vec::new(), Loss::default());
+    let mut since = 0;
+    for number in 0..settings.steps {
+        if stop.load(Ordering::Relaxed) != 0 {
+            return Ok(Tuned { head, lines, finished: false });
+        }
+        shuffle.batch(number, &mut places);
+        indices.clear();
+        indices.extend(places.iter().map(|&place| pictures[place]));
+        of_batch.clear();
+        of_batch.extend(places.iter().map(|&place| class[place]));
+        work.start(indices.len());
+        inputs.fill_minibatch(Some(number), &indices, work.lanes, &mut work.input, &mut scratch)?;
+        network.forward_to(&mut work, stage, kind);
+        let loss = learn(network, &mut head, &mut work, &of_batch, number, settings);
+        sum.log_loss += loss.log_loss;
+        sum.accuracy += loss.accuracy;
+        since += 1;
+        if !loss.log_loss.is_finite() {
+            let problem = format!(
+                "the loss is no number any more at step {number}: a lower --rate or --network-rate may help"
+            );
+            return Err(Error::Mismatch(problem));
+        }
+        if since == 100 || number + 1 == settings.steps {
+            let mean = |sum: f64| sum / f64::from(since);
+            let seconds = begun.elapsed().as_secs_f64();
+            let line = Line {
+                step: number + 1,
+                log_loss: mean(sum.log_loss),
+                accuracy: mean(sum.accuracy),
+                seconds,
+            };
+            progress(&line);
+            lines.push(line);
+            (sum, since) = (Loss::default(), 0);
+        }
+    }
+    Ok(Tuned { head, lines, finished: true })
+}
+
+/// Probabilities of the classes, `[picture, class]`, by a head on a network.
+pub fn probabilities(
+    network: &Network,
+    head: &mut Head,
+    group: Group,
+    inputs: &Inputs,
+    batch: usize,
+) -> Vec<f32> {
+    let mut work = network.workspace(batch).with_rows(Rows::Shared);
+    let (pictures, lanes, mut all) = ((0..inputs.len()).collect::<Vec<_>>(), work.lanes, Vec::new());
+    for some in pictures.chunks(batch) {
+        inputs.load(some, &mut work);
+        network.forward_to(&mut work, group.stage, group.kind);
+        let (classes, numbers) = (head.classes, head.forward(work.maps(group.stage, group.kind), lanes));
+        for lane in 0..some.len() {
+            let mut row: Vec<f32> = (0..classes).map(|class| numbers[class * lanes + lane]).collect();
+            linear::probabilities(Method::Softmax, &mut row);
+            all.extend(row);
+        }
+    }
+    all
+}
+
+/// One step from a minibatch that went through the network.
+pub fn learn(
+    network: &Network,
+    head: &mut Head,
+    work: &mut Workspace,
+    class: &[usize],
+    number: u64,
+    settings: &Settings,
+) -> Loss {
+    let (Group { stage, kind }, lanes) = (settings.group, work.lanes);
+    head.forward(work.maps(stage, kind), lanes);
+    let mut loss = Loss::default();
+    if settings.network_rate > 0.0 {
+        let step = settings.step(network, settings.network_rate, number);
+        network.learn_by(work, stage, &step, |work| {
+            let acts = &mut work.stages[stage];
+            let seeds = match kind {
+                Kind::A => &mut acts.da,
+                Kind::H => &mut acts.dh,
+                Kind::Y => &mut acts.dy,
+            };
+            loss = head.gradient(class, lanes, Some(seeds));
+        });
+    } else {
+        loss = head.gradient(class, lanes, None);
+    }
+    let rate = settings.rate / head.parameters[0].inputs as f64;
+    head.update(&settings.step(network, rate, number));
+    loss
+}

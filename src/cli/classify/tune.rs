@@ -1,0 +1,505 @@
+//! `striate classify tune` and `striate classify compare`.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use striate::analysis;
+use striate::analysis::evaluate::Group;
+use striate::classify::head::{Head, Kind as HeadKind};
+use striate::classify::labels::some_of_each;
+use striate::classify::linear::Method;
+use striate::classify::readout::About;
+use striate::classify::scores::scores;
+use striate::classify::tune::{Line, Settings, Tuned, flops, probabilities, tune};
+use striate::classify::{Of, ReadOut, View, Weights};
+use striate::config::{Optimiser, RunConfig};
+use striate::error::Error;
+use striate::files;
+use striate::geometry::Kind;
+use striate::kernels::{Rows, machine};
+use striate::network::Network;
+use striate::network::checkpoint::{self, Checkpoint};
+use striate::network::preprocess::Inputs;
+use striate::report::classes::Tested;
+use striate::training::{State, check_folder};
+
+use super::test::write;
+use super::{Decoded, LabelArgs, LabelSource, decoded, network};
+use crate::cli::Global;
+use crate::cli::labelled::name;
+use crate::cli::train::on_signals;
+
+/// How all weights learn from labels.
+#[derive(clap::Args)]
+struct TuningArgs {
+    #[command(flatten)]
+    labels: LabelArgs,
+    /// Only these classes, in this order, with commas between [default: all that there are].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    classes: Vec<String>,
+    /// Stage that the classes are read off, from 1; those above have no part [default: the top one].
+    #[arg(long, value_name = "N")]
+    stage: Option<usize>,
+    /// Value of a unit: pooled (h) or normalised (y).
+    #[arg(long, value_enum, default_value = "y")]
+    kind: Kind,
+    /// How positions are put together.
+    #[arg(long, value_enum, default_value = "full")]
+    head: HeadArg,
+    /// Hidden units of attention.
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    hidden: u16,
+    /// Minibatches.
+    #[arg(long, default_value_t = 3000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    steps: u64,
+    /// Pictures in a minibatch.
+    #[arg(long, default_value_t = 96, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch: u16,
+    /// Learning rate of the classes' weights, as a multiple of one over the number of values that they see.
+    #[arg(long, default_value_t = Settings::default().rate)]
+    rate: f64,
+    /// Learning rate of the network's encoders; 0 leaves them as they are.
+    #[arg(long, default_value_t = Settings::default().network_rate)]
+    network_rate: f64,
+    /// Share of the velocity that a step keeps.
+    #[arg(long, default_value_t = Settings::default().momentum)]
+    momentum: f64,
+    /// Share of all weights that is taken away each step.
+    #[arg(long, default_value_t = Settings::default().decay)]
+    decay: f64,
+    /// Pictures are shifted by up to so many pixels each way, by chance.
+    #[arg(long, default_value_t = Settings::default().shift, value_name = "PIXELS")]
+    shift: usize,
+    /// Do not mirror pictures by chance.
+    #[arg(long)]
+    no_flip: bool,
+    /// Threads. Default: one per core.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum HeadArg {
+    /// Each position has weights of its own.
+    Full,
+    /// Their mean.
+    Mean,
+    /// Their mean, weighted by additive attention (Bahdanau et al. 2015).
+    Attention,
+}
+
+/// Learn all weights of a network from labelled pictures, from those of a run or from random ones.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  striate classify tune outputs/run --labels train/ --test test/ --out outputs/tuned
+  striate classify tune outputs/run --labels train/ --test test/ --out outputs/scratch --random-weights
+  striate classify tune outputs/run --labels train/ --out outputs/attention --head attention --network-rate 0
+
+Stochastic gradient descent with momentum, on pictures shifted and mirrored by chance. OUT becomes a run folder of its own, with the
+encoders as they are then, so that visualize, evaluate, report and serve show what labels have made of the units; the read-out is
+in OUT/classify/NAME. Decoders stay those of RUN. Ctrl-C ends it and leaves nothing behind.")]
+pub struct TuneArgs {
+    /// Run folder of `striate train`.
+    run: PathBuf,
+    #[command(flatten)]
+    tuning: TuningArgs,
+    /// Labelled pictures to test it on, given as --labels are. May be repeated.
+    #[arg(long, value_name = "[CLASS=]PATH[::PATTERN]")]
+    test: Vec<LabelSource>,
+    /// Begin with random weights, drawn from --seed, not with those that the run learned.
+    #[arg(long)]
+    random_weights: bool,
+    /// Use only a share of the labels, of each class as much, drawn by --seed.
+    #[arg(long, default_value_t = 1.0, value_parser = super::fit::share)]
+    share: f64,
+    /// New run folder.
+    #[arg(long)]
+    out: PathBuf,
+    /// What the read-out is called.
+    #[arg(long, default_value = "classes", value_parser = name)]
+    name: String,
+}
+
+/// With and without pretraining, at several shares of the labels: what is it worth?
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  striate classify compare outputs/run --labels train/ --test test/
+
+Tunes as `striate classify tune` does, from the run's weights and from random ones, with the same labels and the same order, for each
+share of the labels and each seed. The table is RUN/classify/NAME.compare.json, written after every line; the same command goes on
+from there. Keeps no networks.")]
+pub struct CompareArgs {
+    /// Run folder of `striate train`.
+    run: PathBuf,
+    #[command(flatten)]
+    tuning: TuningArgs,
+    /// Labelled pictures to test on, given as --labels are. May be repeated.
+    #[arg(long, required = true, value_name = "[CLASS=]PATH[::PATTERN]")]
+    test: Vec<LabelSource>,
+    /// Shares of the labels.
+    #[arg(long, value_delimiter = ',', value_parser = super::fit::share, default_value = "0.01,0.1,1")]
+    shares: Vec<f64>,
+    /// Seeds for each, from --seed on.
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    seeds: u16,
+    /// What the table is called.
+    #[arg(long, default_value = "classes", value_parser = name)]
+    name: String,
+}
+
+impl TuningArgs {
+    fn settings(&self, network: &Network, seed: u64) -> anyhow::Result<Settings> {
+        let stage = analysis::stage(self.stage, network.stages.len())?;
+        let refuse = |key: &str, got: String, want: &str| {
+            Err(Error::Setting { key: key.into(), got, want: want.into() })
+        };
+        if self.kind == Kind::A {
+            refuse("--kind", "a".into(), "h or y")?;
+        }
+        let numbers = [("--rate", self.rate), ("--network-rate", self.network_rate)];
+        for (key, rate) in numbers {
+            if !(rate.is_finite() && rate >= 0.0) {
+                refuse(key, rate.to_string(), "a number, 0 or more")?;
+            }
+        }
+        for (key, share) in [("--momentum", self.momentum), ("--decay", self.decay)] {
+            if !(0.0..1.0).contains(&share) {
+                refuse(key, share.to_string(), "a share from 0 to below 1")?;
+            }
+        }
+        if self.shift >= network.input.rows.min(network.input.cols) {
+            refuse("--shift", self.shift.to_string(), "less than the picture's sides")?;
+        }
+        Ok(Settings {
+            head: match self.head {
+                HeadArg::Full => HeadKind::Full,
+                HeadArg::Mean => HeadKind::Mean,
+                HeadArg::Attention => HeadKind::Attention(self.hidden.into()),
+            },
+            group: Group { stage, kind: self.kind },
+            steps: self.steps,
+            batch: self.batch.into(),
+            rate: self.rate,
+            network_rate: self.network_rate,
+            momentum: self.momentum,
+            decay: self.decay,
+            shift: self.shift,
+            flip: !self.no_flip,
+            seed,
+        })
+    }
+}
+
+/// A network with these weights, and room for velocities.
+fn learner(checkpoint: &Checkpoint, weights: Weights) -> anyhow::Result<Network> {
+    let mut config: RunConfig = checkpoint.config.clone();
+    config.training.optimiser = Optimiser::Momentum;
+    let network = Network::zeros(&config, true)?;
+    match weights {
+        Weights::Random(seed) => network.draw(seed),
+        Weights::Learned => {
+            let pairs = network.stages.iter().zip(&checkpoint.network.stages);
+            pairs.for_each(|(to, from)| to.blocks.copy_from(&from.blocks, Rows::Shared));
+        }
+    }
+    Ok(network)
+}
+
+fn message(line: &Line, rate: f64) -> String {
+    let Line { log_loss, accuracy, .. } = line;
+    format!("log-loss {log_loss:.3}, {:.1} % right, {rate:.0} images/s", 100.0 * accuracy)
+}
+
+/// Tunes a network on a share of some pictures, and tells of it.
+fn tuned(
+    network: &Network,
+    checkpoint: &Checkpoint,
+    pictures: &Decoded,
+    (share, settings): (f64, &Settings),
+    (stop, global): (&AtomicUsize, &Global),
+) -> anyhow::Result<(Tuned, usize)> {
+    let chosen = some_of_each(&pictures.class, share, settings.seed);
+    let class: Vec<usize> = chosen.iter().map(|&picture| pictures.class[picture]).collect();
+    let bar = global.progress(settings.steps, "tune");
+    let batch = settings.batch as f64;
+    let from = (&chosen[..], &class[..], pictures.classes.len());
+    let tuned = tune(
+        network,
+        &checkpoint.whitening,
+        &pictures.dataset,
+        from,
+        settings,
+        (stop, |line: &Line| {
+            bar.set_position(line.step);
+            bar.set_message(message(line, line.step as f64 * batch / line.seconds));
+        }),
+    );
+    bar.finish();
+    Ok((tuned?, chosen.len()))
+}
+
+fn tested(
+    about: &About,
+    network: &Network,
+    head: &mut Head,
+    checkpoint: &Checkpoint,
+    test: &Decoded,
+) -> Tested {
+    let inputs = Inputs::new(&test.dataset, &checkpoint.whitening, 0);
+    let tuning = about.tuning.as_ref().expect("it was tuned");
+    let rows = probabilities(network, head, tuning.group, &inputs, tuning.batch);
+    let scores = scores(&rows, &test.class, &about.classes);
+    Tested { readout: about.clone(), labels: test.sources.clone(), scores }
+}
+
+pub fn run(args: TuneArgs, global: Global) -> anyhow::Result<ExitCode> {
+    global.use_threads(args.tuning.threads)?;
+    check_folder(&args.out, false)?;
+    let weights = if args.random_weights { Weights::Random(global.seed) } else { Weights::Learned };
+    let (checkpoint, _) = network(&args.run, Weights::Learned, None)?;
+    let settings = args.tuning.settings(&checkpoint.network, global.seed)?;
+    let (table, labels) = (args.tuning.labels.table.read()?, &args.tuning.labels.labels);
+    let from = (&*args.run, &checkpoint);
+    let train = decoded(labels, table.as_ref(), (&args.tuning.classes, false), from, &global)?;
+    let test = match &args.test[..] {
+        [] => None,
+        sources => Some(decoded(sources, table.as_ref(), (&train.classes, true), from, &global)?),
+    };
+    let stop = on_signals()?;
+    let learner = learner(&checkpoint, weights)?;
+    let (mut tuned, pictures) =
+        tuned(&learner, &checkpoint, &train, (args.share, &settings), (&stop, &global))?;
+    if !tuned.finished {
+        say!("interrupted; nothing was written");
+        return Ok(ExitCode::from(128 + stop.load(Ordering::Relaxed) as u8));
+    }
+    let network = learner.zeros_like();
+    let pairs = network.stages.iter().zip(&learner.stages);
+    pairs.for_each(|(to, from)| to.blocks.copy_from(&from.blocks, Rows::Shared));
+    let before = checkpoint::latest_of(&args.run)?;
+    let state: State = checkpoint::read_state(&before)?;
+    let step = checkpoint::step_of(&before).unwrap_or(0) + settings.steps;
+    std::fs::create_dir_all(&args.out).map_err(Error::io(&args.out, "create"))?;
+    files::replace(&args.out.join("config.toml"), checkpoint.config.to_toml())?;
+    for log in ["log.jsonl", "validation.jsonl"] {
+        // How the network learned without labels stays to be seen.
+        let bytes = std::fs::read(args.run.join(log)).unwrap_or_default();
+        files::replace(&args.out.join(log), bytes)?;
+    }
+    let lines: Vec<String> = tuned.lines.iter().map(|line| json!(line).to_string() + "\n").collect();
+    files::replace(&args.out.join("tune.jsonl"), lines.concat())?;
+    let folder = args.out.join("checkpoints").join(format!("step-{step:010}"));
+    let data = train.sources.join(" ");
+    checkpoint::save(&folder, &checkpoint.config, &network, &checkpoint.whitening, &data, &state)?;
+
+    let (Group { stage, kind }, shape) = (settings.group, tuned.head.shape);
+    let is_mean = settings.head == HeadKind::Mean;
+    let about = About {
+        method: Method::Softmax,
+        view: View { of: Of::Units(vec![Group { stage, kind }]), grid: is_mean.then_some(1) },
+        weights: Weights::Learned,
+        classes: train.classes.clone(),
+        checkpoint: checkpoint::identity(&folder)?,
+        labels: train.sources.clone(),
+        pictures,
+        features: if is_mean { shape.channels } else { shape.len() },
+        shape: Some(shape),
+        lambda: None,
+        tried: Vec::new(),
+        tuning: Some(settings.clone()),
+        seed: global.seed,
+        share: args.share,
+    };
+    ReadOut::of_head(about.clone(), &tuned.head)
+        .save(&ReadOut::folder(&args.out, &args.name), &checkpoint.config)?;
+    let tested = match &test {
+        Some(test) => {
+            let result = tested(&about, &network, &mut tuned.head, &checkpoint, test);
+            write(&args.out, &args.name, &result)?;
+            Some(result)
+        }
+        None => None,
+    };
+    let seconds = tuned.lines.last().map_or(0.0, |line| line.seconds);
+    let images = settings.steps * settings.batch as u64;
+    let work = images * flops(&network, &checkpoint.whitening, &tuned.head, &settings);
+    let peak = 1e9 * machine::fma_peak(network.cpu, 50.0);
+    let summary = Summary {
+        run: args.out,
+        from: weights,
+        pictures,
+        steps: settings.steps,
+        seconds,
+        images_per_second: images as f64 / seconds,
+        peak_share: work as f64 / seconds / peak,
+        last: tuned.lines.last().copied(),
+        tested,
+    };
+    global.print(&summary)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What tuning came to.
+#[derive(Serialize)]
+struct Summary {
+    run: PathBuf,
+    from: Weights,
+    pictures: usize,
+    steps: u64,
+    seconds: f64,
+    images_per_second: f64,
+    /// Of what all threads could compute.
+    peak_share: f64,
+    last: Option<Line>,
+    tested: Option<Tested>,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Summary { pictures, steps, seconds, images_per_second, peak_share, .. } = self;
+        let from = match self.from {
+            Weights::Learned => "the run's weights".into(),
+            Weights::Random(seed) => format!("random weights (seed {seed})"),
+        };
+        writeln!(
+            f,
+            "tuned from {from} on {pictures} pictures: {steps} steps in {seconds:.0} s, {images_per_second:.0} images/s, {:.0} % of peak",
+            100.0 * peak_share
+        )?;
+        if let Some(line) = &self.last {
+            writeln!(
+                f,
+                "at the end log-loss {:.3}, {:.1} % right, on pictures as they were learned",
+                line.log_loss,
+                100.0 * line.accuracy
+            )?;
+        }
+        if let Some(tested) = &self.tested {
+            write!(f, "\n{tested}")?;
+        }
+        write!(f, "{}", self.run.display())
+    }
+}
+
+/// One network of a comparison.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Entry {
+    share: f64,
+    seed: u64,
+    pretrained: bool,
+    /// Pictures with labels.
+    pictures: usize,
+    top_1: f64,
+    log_loss: f64,
+}
+
+/// `RUN/classify/NAME.compare.json`.
+#[derive(Serialize, Deserialize)]
+struct Comparison {
+    checkpoint: String,
+    settings: Settings,
+    labels: Vec<String>,
+    test: Vec<String>,
+    test_pictures: usize,
+    networks: Vec<Entry>,
+}
+
+pub fn compare(args: CompareArgs, global: Global) -> anyhow::Result<ExitCode> {
+    global.use_threads(args.tuning.threads)?;
+    let (checkpoint, identity) = network(&args.run, Weights::Learned, None)?;
+    let settings = args.tuning.settings(&checkpoint.network, global.seed)?;
+    let (table, labels) = (args.tuning.labels.table.read()?, &args.tuning.labels.labels);
+    let from = (&*args.run, &checkpoint);
+    let train = decoded(labels, table.as_ref(), (&args.tuning.classes, false), from, &global)?;
+    let test = decoded(&args.test, table.as_ref(), (&train.classes, true), from, &global)?;
+    let path = args.run.join("classify").join(format!("{}.compare.json", args.name));
+    std::fs::create_dir_all(args.run.join("classify")).map_err(Error::io(&args.run, "create"))?;
+    let mut comparison = Comparison {
+        checkpoint: identity,
+        settings,
+        labels: train.sources.clone(),
+        test: test.sources.clone(),
+        test_pictures: test.dataset.len(),
+        networks: Vec::new(),
+    };
+    comparison.networks = done(&path, &comparison);
+    let stop: Arc<AtomicUsize> = on_signals()?;
+    for &share in &args.shares {
+        for seed in global.seed..global.seed + u64::from(args.seeds) {
+            for pretrained in [true, false] {
+                let is_it = |one: &Entry| (one.share, one.seed, one.pretrained) == (share, seed, pretrained);
+                if comparison.networks.iter().any(is_it) {
+                    continue;
+                }
+                let weights = if pretrained { Weights::Learned } else { Weights::Random(seed) };
+                let learner = learner(&checkpoint, weights)?;
+                let settings = Settings { seed, ..comparison.settings.clone() };
+                let (mut tuned, pictures) =
+                    tuned(&learner, &checkpoint, &train, (share, &settings), (&stop, &global))?;
+                if !tuned.finished {
+                    say!("interrupted; the same command goes on");
+                    return Ok(ExitCode::from(128 + stop.load(Ordering::Relaxed) as u8));
+                }
+                let inputs = Inputs::new(&test.dataset, &checkpoint.whitening, 0);
+                let rows = probabilities(&learner, &mut tuned.head, settings.group, &inputs, settings.batch);
+                let scores = scores(&rows, &test.class, &train.classes);
+                let (top_1, log_loss) = (scores.top_1, scores.log_loss);
+                comparison.networks.push(Entry { share, seed, pretrained, pictures, top_1, log_loss });
+                files::replace(&path, serde_json::to_vec(&comparison)?)?;
+            }
+        }
+    }
+    global.print(&comparison)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Networks of an earlier call that was made from the same.
+fn done(path: &Path, now: &Comparison) -> Vec<Entry> {
+    let before = std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Comparison>(&bytes).ok());
+    let made_of = |of: &Comparison| json!([of.checkpoint, of.settings, of.labels, of.test, of.test_pictures]);
+    before.filter(|before| made_of(before) == made_of(now)).map_or(Vec::new(), |before| before.networks)
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        writeln!(f, "top-1 of {} test pictures, %: mean over seeds (least to most)", self.test_pictures)?;
+        write!(
+            f,
+            "{:>9} {:>9} {:>24} {:>24} {:>7}",
+            "labels", "pictures", "pretrained", "random weights", "gain"
+        )?;
+        let mut shares: Vec<f64> = self.networks.iter().map(|one| one.share).collect();
+        shares.sort_by(f64::total_cmp);
+        shares.dedup();
+        for share in shares {
+            let of = |pretrained: bool| {
+                let all =
+                    self.networks.iter().filter(|one| one.share == share && one.pretrained == pretrained);
+                let all: Vec<f64> = all.map(|one| 100.0 * one.top_1).collect();
+                let (least, most) = all.iter().fold((f64::MAX, f64::MIN), |(l, m), &x| (l.min(x), m.max(x)));
+                (all.iter().sum::<f64>() / all.len() as f64, least, most)
+            };
+            let ((own, least, most), (random, r_least, r_most)) = (of(true), of(false));
+            let pictures = self.networks.iter().find(|one| one.share == share).map_or(0, |one| one.pictures);
+            let cell = |mean: f64, least: f64, most: f64| format!("{mean:.1} ({least:.1} to {most:.1})");
+            write!(
+                f,
+                "\n{:>7.0} % {pictures:>9} {:>24} {:>24} {:>7.1}",
+                100.0 * share,
+                cell(own, least, most),
+                cell(random, r_least, r_most),
+                own - random
+            )?;
+        }
+        Ok(())
+    }
+}
