@@ -393,3 +393,115 @@ fn what_cannot_be_done_is_refused_with_one_line() {
         assert!(snapshot(dir) == before, "{line} changed something");
     }
 }
+
+/// Pictures of bars, upright and lying, in a folder for each class; `count` of each.
+fn bars(folder: &Path, count: u32) {
+    for n in 0..count {
+        for (class, lies) in [("upright", false), ("lying", true)] {
+            let (across, along) = (3 + n * 7 % 15, n * 5 % 9);
+            let level = |x: u32, y: u32| {
+                let (x, y) = if lies { (y, x) } else { (x, y) };
+                let noise = (x * 31 + y * 17 + n * 13) % 40;
+                (if x.abs_diff(across) <= 1 && y >= along { 200 } else { 60 }) + noise as u8
+            };
+            let picture = image::GrayImage::from_fn(24, 24, |x, y| image::Luma([level(x, y)]));
+            fs::create_dir_all(folder.join(class)).unwrap();
+            picture.save(folder.join(class).join(format!("{n:03}.png"))).unwrap();
+        }
+    }
+}
+
+#[test]
+fn read_outs_learn_classes_that_no_one_told_the_network_and_all_weights_can_learn_them() {
+    let folder = trained();
+    let dir = folder.path();
+    bars(&dir.join("train"), 60);
+    bars(&dir.join("more"), 75);
+    fs::create_dir(dir.join("test")).unwrap();
+    for class in ["upright", "lying"] {
+        fs::create_dir(dir.join("test").join(class)).unwrap();
+        for n in 60..75 {
+            let name = format!("{class}/{n:03}.png");
+            fs::rename(dir.join("more").join(&name), dir.join("test").join(&name)).unwrap();
+        }
+    }
+    let fit = "classify fit run --labels train --stage 1 --kind h --lambda 0.1 --lambda 0.01";
+    let made = json(dir, &format!("{fit} --test test"));
+    assert_eq!(made["classes"], serde_json::json!(["lying", "upright"]));
+    assert_eq!((&made["pictures"], &made["features"]), (&120.into(), &196.into()));
+    assert!(made["tested"]["top_1"].as_f64().unwrap() > 0.9, "{made}");
+    let tested = read(&dir.join("run/classify/classes.json"));
+    assert_eq!(tested, made["tested"]);
+    // The same again from what was kept, and on any number of threads.
+    let evaluated = json(dir, "classify eval run --labels test");
+    assert_eq!(evaluated["confusion"], tested["confusion"]);
+    let model = |name: &str| fs::read(dir.join("run/classify").join(name).join("model.safetensors")).unwrap();
+    done(dir, &format!("{fit} --name again --threads 1"));
+    assert!(model("classes") == model("again"), "a read-out depends on the number of threads");
+    done(dir, "classify fit run --labels train --pixels --lambda 1 --name pixels --test test");
+    done(
+        dir,
+        "classify fit run --labels train --random-weights --grid 1 --lambda 1 --name random --method logistic --test test",
+    );
+    let told =
+        done(dir, "classify eval run --labels upright=test/upright --labels lying=test/lying --name random");
+    assert!(told.contains("mean of each map, random weights (seed 0): 30 pictures"), "{told}");
+
+    let predicted = json(dir, "classify predict run test/upright test/lying/061.png --top 1");
+    let answers = predicted["pictures"].as_array().unwrap();
+    assert_eq!(answers.len(), 16);
+    assert_eq!(answers[15]["picture"], "test/lying/061.png");
+    assert_eq!(answers[15]["classes"][0]["class"], "lying");
+
+    let tune = "classify tune run --labels train --test test --stage 1 --steps 60 --batch 32 --share 0.5";
+    let tuned = json(dir, &format!("{tune} --head attention --hidden 8 --kind h --out tuned"));
+    assert_eq!((&tuned["pictures"], &tuned["steps"]), (&60.into(), &60.into()));
+    assert!(tuned["tested"]["top_1"].as_f64().unwrap() > 0.8, "{tuned}");
+    assert_eq!(tuned["tested"]["attention"], "classes.attention.png");
+    let evaluated = json(dir, "classify eval tuned --labels test");
+    assert_eq!(evaluated["confusion"], tuned["tested"]["confusion"]);
+    // It is a run like any other.
+    done(dir, "visualize tuned --frames f --stage 1 --units 2 --restarts 1 --quiet");
+    done(dir, "report tuned");
+    let page = fs::read_to_string(dir.join("tuned/report.html")).unwrap();
+    assert!(page.contains("What the features are worth") && page.contains("the attention of classes"));
+
+    let compare = "classify compare run --labels train --test test --stage 1 --steps 8 --batch 16 --shares 0.1,1 --seeds 2";
+    let compared = json(dir, compare);
+    assert_eq!(compared["networks"].as_array().unwrap().len(), 8);
+    let table = dir.join("run/compare-labels/classes.json");
+    let whole = read(&table);
+    let mut cut = whole.clone();
+    cut["networks"].as_array_mut().unwrap().truncate(5);
+    fs::write(&table, cut.to_string()).unwrap();
+    done(dir, compare);
+    assert_eq!(read(&table), whole);
+}
+
+#[test]
+fn what_cannot_be_classified_is_refused_by_name() {
+    let folder = trained();
+    let dir = folder.path();
+    bars(&dir.join("train"), 4);
+    for (line, code, problem) in [
+        (
+            "classify fit run --labels train/upright",
+            1,
+            "its pictures lie in no folder that could be their class",
+        ),
+        ("classify fit run --labels one=train/upright", 1, "expected two classes or more"),
+        ("classify fit run --labels train --classes upright,cat", 1, "no picture is of class `cat`"),
+        ("classify fit run --labels train --stage 3", 2, "`--stage` is 3"),
+        ("classify fit run --labels train --grid 9", 2, "`--grid` is 9"),
+        ("classify eval run --labels train", 1, "there is no read-out"),
+        ("classify tune run --labels train --out run", 1, "holds something already"),
+        ("classify tune run --labels train --out t --kind a", 2, "`--kind` is a, expected h or y"),
+        ("classify tune run --labels train --out t --rate 1e30", 1, "a lower --rate"),
+    ] {
+        let output = run(dir, line);
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{line}: {told}");
+        assert!(told.contains(problem) && !told.contains("panicked"), "{line}: {told}");
+    }
+    assert!(!dir.join("t").exists() && !dir.join("run/classify").exists());
+}

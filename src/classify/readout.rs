@@ -8,11 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::head::{Head, Kind as HeadKind, Parameter};
 use super::linear::{Fitted, Method, Tried, probabilities};
 use super::tune;
-use super::view::View;
+use super::view::{Of, View};
+use crate::analysis::explain::HeatMap;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
-use crate::geometry::MapShape;
+use crate::geometry::{Kind, MapShape, Part, StageShape, needed};
 use crate::kernels::{LANES, lanes_for};
+use crate::network::Network;
 use crate::network::checkpoint::{self, load_tensors, save_tensors, take};
 
 /// Which weights the network has that is read.
@@ -240,6 +242,26 @@ impl ReadOut {
             Array2::from_shape_vec((features.nrows(), shape.rows * shape.cols), weights)
                 .expect("a row for each picture"),
         )
+    }
+
+    /// Where attention lies in the picture, from the weights of the positions: each is spread evenly over the pixels that the units of its
+    /// position see by filtering and pooling.
+    pub fn over_picture(&self, network: &Network, weights: &[f32]) -> HeatMap {
+        let Of::Units(groups) = &self.about.view.of else { unreachable!("attention is over units") };
+        let (group, MapShape { rows, cols, .. }) = (groups[0], network.input);
+        let shapes: Vec<StageShape> =
+            network.stages[..=group.stage].iter().map(|stage| stage.shape).collect();
+        let mut values = vec![0.0; rows * cols];
+        let across = network.shape(group.stage, group.kind).cols;
+        for (position, weight) in weights.iter().enumerate() {
+            let parts = needed(&shapes, Kind::H, position / across, position % across);
+            let Part { rows: down, cols: seen } = &parts[0].input;
+            let share = weight / (down.len() * seen.len()) as f32;
+            for row in down.clone() {
+                values[row * cols..][seen.clone()].iter_mut().for_each(|value| *value += share);
+            }
+        }
+        HeatMap { rows, cols, values }
     }
 
     /// Numbers of the classes, and weights of the positions, a row for each picture.

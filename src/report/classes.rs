@@ -1,14 +1,18 @@
 //! How good read-outs are, as text and as pictures.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::figure::{Panel, Series, panels};
+use super::data::{Format, embedded};
+use super::detectors::read_json;
+use super::figure::{Panel, Series, grouped, panels};
 use crate::analysis::evaluate::Group;
 use crate::classify::readout::{About, Weights};
 use crate::classify::scores::{ClassScores, Scores};
-use crate::classify::{Of, View};
+use crate::classify::{Of, View, head};
+use crate::error::Result;
 
 /// `RUN/classify/NAME.json`: a read-out's test.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -20,6 +24,9 @@ pub struct Tested {
     /// What it came to.
     #[serde(flatten)]
     pub scores: Scores,
+    /// Pictures, each beside what attention looks at in it; in the same folder.
+    #[serde(default)]
+    pub attention: Option<PathBuf>,
 }
 
 /// Most classes of which all pairs are printed.
@@ -45,7 +52,17 @@ impl Tested {
             Weights::Random(seed) => format!(", random weights (seed {seed})"),
             Weights::Learned => String::new(),
         };
-        format!("{what}{grid}{weights}")
+        let tuning = self.readout.tuning.as_ref().map_or(String::new(), |tuning| {
+            let head = match tuning.head {
+                head::Kind::Attention(hidden) => format!(", attention with {hidden} hidden units"),
+                head::Kind::Full | head::Kind::Mean => String::new(),
+            };
+            format!(
+                "{head}{}",
+                if tuning.network_rate > 0.0 { ", all weights learned from labels" } else { "" }
+            )
+        });
+        format!("{what}{grid}{weights}{tuning}")
     }
 }
 
@@ -77,6 +94,9 @@ impl fmt::Display for Tested {
                 row.iter().try_for_each(|count| write!(f, " {count:>5}"))?;
             }
         }
+        if let Some(attention) = &self.attention {
+            write!(f, "\n\nwhat it looks at: classify/{}", attention.display())?;
+        }
         writeln!(f)
     }
 }
@@ -99,4 +119,80 @@ pub fn figure(tested: &Tested) -> String {
         ],
     };
     panels(&[calibration], 1)
+}
+
+/// A read-out's test on the page.
+pub(super) struct ClassesView {
+    pub name: String,
+    pub what: String,
+    pub summary: String,
+    pub calibration: String,
+    /// Address of a picture.
+    pub attention: Option<String>,
+    pub rows: Vec<ClassRow>,
+    /// Whether all pairs of classes are shown.
+    pub pairs: bool,
+}
+
+pub(super) struct ClassRow {
+    pub name: String,
+    pub pictures: String,
+    pub precision: String,
+    pub recall: String,
+    pub auc: String,
+    /// How many were taken for each class, and that as a share of the class from 0 to 1.
+    pub answered: Vec<(usize, String)>,
+}
+
+/// All tests of read-outs in `RUN/classify`, in the order of names.
+///
+/// # Errors
+/// One of them cannot be read, or a picture is missing.
+pub(super) fn views(run: &Path) -> Result<Vec<ClassesView>> {
+    let folder = run.join("classify");
+    let Ok(entries) = std::fs::read_dir(&folder) else { return Ok(Vec::new()) };
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.retain(|path| path.extension().is_some_and(|ending| ending == "json"));
+    paths.sort();
+    paths.iter().map(|path| view(path, &folder)).collect()
+}
+
+fn view(path: &Path, folder: &Path) -> Result<ClassesView> {
+    let tested: Tested = read_json(path, "classify eval")?;
+    let Scores { pictures, top_1, top_1_interval: [low, high], top_5, log_loss, .. } = tested.scores;
+    let top_5 = if tested.scores.classes.len() > 5 {
+        format!(", top-5 {:.1} %", 100.0 * top_5)
+    } else {
+        String::new()
+    };
+    let summary = format!(
+        "{} pictures: top-1 {:.1} % (95 %: {:.1} to {:.1}){top_5}, log-loss {log_loss:.3}, calibration error {:.1} %.",
+        grouped(pictures as u64),
+        100.0 * top_1,
+        100.0 * low,
+        100.0 * high,
+        100.0 * tested.scores.calibration_error
+    );
+    let row = |(class, answered): (&ClassScores, &Vec<usize>)| ClassRow {
+        name: class.name.clone(),
+        pictures: grouped(class.pictures as u64),
+        precision: format!("{:.1} %", 100.0 * class.precision),
+        recall: format!("{:.1} %", 100.0 * class.recall),
+        auc: class.auc.map_or(String::new(), |auc| format!("{auc:.3}")),
+        answered: answered
+            .iter()
+            .map(|&count| (count, format!("{:.2}", count as f64 / class.pictures.max(1) as f64)))
+            .collect(),
+    };
+    let attention =
+        tested.attention.as_ref().map(|picture| embedded(folder, picture, Format::Exact)).transpose()?;
+    Ok(ClassesView {
+        name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        what: tested.what(),
+        summary,
+        calibration: figure(&tested),
+        attention,
+        rows: tested.scores.classes.iter().zip(&tested.scores.confusion).map(row).collect(),
+        pairs: tested.scores.classes.len() <= PAIRS,
+    })
 }

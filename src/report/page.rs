@@ -5,6 +5,7 @@ use std::path::Path;
 
 use askama::Template;
 
+use super::classes::{self, ClassesView};
 use super::data::{Findings, Format, Pictures, embedded};
 use super::detectors::{Evaluated, Table, read_all};
 use super::explanation::{Explained, Told, read_explained};
@@ -51,6 +52,7 @@ struct Page {
     map: Option<MapView>,
     explanations: Vec<ExplanationView>,
     controls: Vec<ControlTable>,
+    classes: Vec<ClassesView>,
     filters_layout: String,
     filters: Vec<Filters>,
 }
@@ -243,6 +245,7 @@ impl Report {
             explanations: explanations(&explained, &findings)?,
             stale: made.into_iter().map(|(what, _)| what).collect(),
             controls: controls.iter().map(control_table).collect(),
+            classes: classes::views(run)?,
             filters_layout: filters_layout(&config),
             filters: if gallery.is_some() { filters(&findings.folder)? } else { Vec::new() },
         };

@@ -176,8 +176,7 @@ pub fn run(args: FitArgs, global: Global) -> anyhow::Result<()> {
         let known = (&readout.about.classes[..], true);
         let pictures = decoded(&args.test, table.as_ref(), known, from, &global)?;
         let result = test(&readout, &pictures, &checkpoint, &global)?;
-        write(&args.run, &args.name, &result)?;
-        tested = Some(result);
+        tested = Some(write(&args.run, &args.name, result)?);
     }
     global.print(&Fit { folder, name: args.name, about: readout.about, tested })
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use striate::analysis;
 use striate::analysis::evaluate::Group;
-use striate::classify::head::{Head, Kind as HeadKind};
+use striate::classify::head::Kind as HeadKind;
 use striate::classify::labels::some_of_each;
 use striate::classify::linear::Method;
 use striate::classify::readout::About;
@@ -30,8 +30,7 @@ use striate::network::preprocess::Inputs;
 use striate::report::classes::Tested;
 use striate::training::{State, check_folder};
 
-use super::test::write;
-use super::{Decoded, LabelArgs, LabelSource, decoded, network};
+use super::{Decoded, LabelArgs, LabelSource, decoded, network, test};
 use crate::cli::Global;
 use crate::cli::labelled::name;
 use crate::cli::train::on_signals;
@@ -135,7 +134,7 @@ Example:
   striate classify compare outputs/run --labels train/ --test test/
 
 Tunes as `striate classify tune` does, from the run's weights and from random ones, with the same labels and the same order, for each
-share of the labels and each seed. The table is RUN/classify/NAME.compare.json, written after every line; the same command goes on
+share of the labels and each seed. The table is RUN/compare-labels/NAME.json, written after every line; the same command goes on
 from there. Keeps no networks.")]
 pub struct CompareArgs {
     /// Run folder of `striate train`.
@@ -247,20 +246,6 @@ fn tuned(
     Ok((tuned?, chosen.len()))
 }
 
-fn tested(
-    about: &About,
-    network: &Network,
-    head: &mut Head,
-    checkpoint: &Checkpoint,
-    test: &Decoded,
-) -> Tested {
-    let inputs = Inputs::new(&test.dataset, &checkpoint.whitening, 0);
-    let tuning = about.tuning.as_ref().expect("it was tuned");
-    let rows = probabilities(network, head, tuning.group, &inputs, tuning.batch);
-    let scores = scores(&rows, &test.class, &about.classes);
-    Tested { readout: about.clone(), labels: test.sources.clone(), scores }
-}
-
 pub fn run(args: TuneArgs, global: Global) -> anyhow::Result<ExitCode> {
     global.use_threads(args.tuning.threads)?;
     check_folder(&args.out, false)?;
@@ -270,14 +255,13 @@ pub fn run(args: TuneArgs, global: Global) -> anyhow::Result<ExitCode> {
     let (table, labels) = (args.tuning.labels.table.read()?, &args.tuning.labels.labels);
     let from = (&*args.run, &checkpoint);
     let train = decoded(labels, table.as_ref(), (&args.tuning.classes, false), from, &global)?;
-    let test = match &args.test[..] {
+    let to_test = match &args.test[..] {
         [] => None,
         sources => Some(decoded(sources, table.as_ref(), (&train.classes, true), from, &global)?),
     };
     let stop = on_signals()?;
     let learner = learner(&checkpoint, weights)?;
-    let (mut tuned, pictures) =
-        tuned(&learner, &checkpoint, &train, (args.share, &settings), (&stop, &global))?;
+    let (tuned, pictures) = tuned(&learner, &checkpoint, &train, (args.share, &settings), (&stop, &global))?;
     if !tuned.finished {
         say!("interrupted; nothing was written");
         return Ok(ExitCode::from(128 + stop.load(Ordering::Relaxed) as u8));
@@ -319,20 +303,20 @@ pub fn run(args: TuneArgs, global: Global) -> anyhow::Result<ExitCode> {
         seed: global.seed,
         share: args.share,
     };
-    ReadOut::of_head(about.clone(), &tuned.head)
-        .save(&ReadOut::folder(&args.out, &args.name), &checkpoint.config)?;
-    let tested = match &test {
-        Some(test) => {
-            let result = tested(&about, &network, &mut tuned.head, &checkpoint, test);
-            write(&args.out, &args.name, &result)?;
-            Some(result)
+    let readout = ReadOut::of_head(about, &tuned.head);
+    readout.save(&ReadOut::folder(&args.out, &args.name), &checkpoint.config)?;
+    let images = settings.steps * settings.batch as u64;
+    let work = images * flops(&network, &checkpoint.whitening, &tuned.head, &settings);
+    let checkpoint = Checkpoint { network, ..checkpoint };
+    let tested = match &to_test {
+        Some(pictures) => {
+            let result = test::test(&readout, pictures, &checkpoint, &global)?;
+            Some(test::write(&args.out, &args.name, result)?)
         }
         None => None,
     };
     let seconds = tuned.lines.last().map_or(0.0, |line| line.seconds);
-    let images = settings.steps * settings.batch as u64;
-    let work = images * flops(&network, &checkpoint.whitening, &tuned.head, &settings);
-    let peak = 1e9 * machine::fma_peak(network.cpu, 50.0);
+    let peak = 1e9 * machine::fma_peak(checkpoint.network.cpu, 50.0);
     let summary = Summary {
         run: args.out,
         from: weights,
@@ -402,7 +386,7 @@ struct Entry {
     log_loss: f64,
 }
 
-/// `RUN/classify/NAME.compare.json`.
+/// `RUN/compare-labels/NAME.json`.
 #[derive(Serialize, Deserialize)]
 struct Comparison {
     checkpoint: String,
@@ -421,8 +405,8 @@ pub fn compare(args: CompareArgs, global: Global) -> anyhow::Result<ExitCode> {
     let from = (&*args.run, &checkpoint);
     let train = decoded(labels, table.as_ref(), (&args.tuning.classes, false), from, &global)?;
     let test = decoded(&args.test, table.as_ref(), (&train.classes, true), from, &global)?;
-    let path = args.run.join("classify").join(format!("{}.compare.json", args.name));
-    std::fs::create_dir_all(args.run.join("classify")).map_err(Error::io(&args.run, "create"))?;
+    let path = args.run.join("compare-labels").join(format!("{}.json", args.name));
+    std::fs::create_dir_all(args.run.join("compare-labels")).map_err(Error::io(&args.run, "create"))?;
     let mut comparison = Comparison {
         checkpoint: identity,
         settings,
