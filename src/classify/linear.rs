@@ -111,8 +111,8 @@ pub fn fit(
     let problem = Problem::new(features.view(), class, classes, settings, folds);
     let mut lambdas = settings.lambdas.clone();
     lambdas.sort_by(|a, b| b.total_cmp(a));
-    let (mut tried, mut at, mut best): (Vec<Tried>, Vec<f64>, Option<(f64, Vec<f64>)>) =
-        (Vec::new(), vec![0.0; problem.len()], None);
+    let (mut tried, mut at) = (Vec::new(), vec![0.0; problem.len()]);
+    let mut best: Option<(f64, Vec<f64>)> = None;
     let mut since_best = 0;
     for lambda in lambdas {
         let (found, outcome) = problem.minimise(lambda, at, settings)?;
@@ -130,7 +130,7 @@ pub fn fit(
         }
     }
     let (_, weights) = best.expect("at least one λ");
-    let most = tried.iter().rev().fold(f64::MIN, |most, one| most.max(one.accuracy.unwrap_or(0.0)));
+    let most = tried.iter().fold(f64::MIN, |most, one: &Tried| most.max(one.accuracy.unwrap_or(0.0)));
     let lambda = tried.iter().find(|one| one.accuracy.unwrap_or(0.0) == most).expect("one is best").lambda;
     let (width, mut bias) = (features.ncols(), vec![0.0; classes]);
     let mut scaled = Array2::zeros((classes, width));
@@ -197,8 +197,9 @@ fn standardise(features: &mut Array2<f32>) -> (Vec<f64>, Vec<f32>) {
 /// Parts that pictures are summed in.
 const PARTS: usize = 16;
 
-/// Bytes of features that are worked on at a time: they stay in the cache between the two products that need them.
-const PIECE_BYTES: usize = 256 << 10;
+/// Pictures that are worked on at a time: enough that the weights of all models, which each such piece reads and whose gradient it adds to,
+/// pass by seldom; few enough that features stay in the cache between the two products that need them.
+const TOGETHER: usize = 128;
 
 /// The models of all folds, and that of all pictures, which is the last.
 struct Problem<'a> {
@@ -253,7 +254,6 @@ impl<'a> Problem<'a> {
     fn pass(&self, numbers: &[f32]) -> Pass {
         let (width, across) = (self.features.ncols(), self.models * self.classes);
         let all = self.features.as_slice().expect("rows one after the other");
-        let piece = (PIECE_BYTES / (4 * width)).clamp(8, 512);
         let rows = self.class.len().div_ceil(PARTS);
         let parts: Vec<Pass> = (0..PARTS)
             .into_par_iter()
@@ -267,8 +267,8 @@ impl<'a> Problem<'a> {
                     log_loss: 0.0,
                 };
                 let mut values = Vec::new();
-                for from in (first..last).step_by(piece) {
-                    let count = piece.min(last - from);
+                for from in (first..last).step_by(TOGETHER) {
+                    let count = TOGETHER.min(last - from);
                     let features =
                         MatRef::from_row_major_slice(&all[from * width..][..count * width], count, width);
                     values.clear();
@@ -385,15 +385,21 @@ impl<'a> Problem<'a> {
 struct Objective<'a, 'b> {
     problem: &'a Problem<'b>,
     lambda: f64,
-    last: RefCell<Option<(Vec<f64>, f64, Vec<f64>)>>,
+    last: RefCell<Option<Point>>,
+}
+
+struct Point {
+    at: Vec<f64>,
+    value: f64,
+    gradient: Vec<f64>,
 }
 
 impl Objective<'_, '_> {
-    fn at<T>(&self, point: &[f64], take: impl FnOnce(&(Vec<f64>, f64, Vec<f64>)) -> T) -> T {
+    fn at<T>(&self, point: &[f64], take: impl FnOnce(&Point) -> T) -> T {
         let mut last = self.last.borrow_mut();
-        if last.as_ref().is_none_or(|(known, ..)| known != point) {
+        if last.as_ref().is_none_or(|known| known.at != point) {
             let (value, gradient, _) = self.problem.value(point, self.lambda);
-            *last = Some((point.to_vec(), value, gradient));
+            *last = Some(Point { at: point.to_vec(), value, gradient });
         }
         take(last.as_ref().expect("just made"))
     }
@@ -403,7 +409,7 @@ impl CostFunction for Objective<'_, '_> {
     type Param = Vec<f64>;
     type Output = f64;
     fn cost(&self, point: &Vec<f64>) -> Result<f64, argmin::core::Error> {
-        Ok(self.at(point, |(_, value, _)| *value))
+        Ok(self.at(point, |point| point.value))
     }
 }
 
@@ -411,7 +417,7 @@ impl Gradient for Objective<'_, '_> {
     type Param = Vec<f64>;
     type Gradient = Vec<f64>;
     fn gradient(&self, point: &Vec<f64>) -> Result<Vec<f64>, argmin::core::Error> {
-        Ok(self.at(point, |(_, _, gradient)| gradient.clone()))
+        Ok(self.at(point, |point| point.gradient.clone()))
     }
 }
 

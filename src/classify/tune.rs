@@ -257,7 +257,7 @@ pub fn learn(
     let mut loss = Loss::default();
     if settings.network_rate > 0.0 {
         let step = settings.step(network, settings.network_rate, number);
-        network.learn_by(work, stage, &step, |work| {
+        network.learn_by(work, (stage, kind), &step, |work| {
             let acts = &mut work.stages[stage];
             let seeds = match kind {
                 Kind::A => &mut acts.da,

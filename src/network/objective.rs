@@ -127,21 +127,22 @@ impl Network {
         }
     }
 
-    /// One step of the encoders up to stage `last` (from 0) by the gradient of what somebody else makes of the units' values: `seed` adds
-    /// the gradients with respect to `y` and `h` of some of these stages to their `dy` and `dh`. [`Network::forward`] to that stage must have
-    /// been run on the minibatch.
+    /// One step of the encoders up to stage `last` (from 0) by the gradient of what somebody else makes of the units' values: `seed` adds that
+    /// with respect to the values `kind` of this stage to its `da`, `dh` or `dy`, and may add to `dh` and `dy` of those below.
+    /// [`Network::forward_to`] these values must have been run on the minibatch.
     ///
     /// # Panics
     /// If the network is a [part](Self::part) of one.
     pub fn learn_by(
         &self,
         work: &mut Workspace,
-        last: usize,
+        (last, kind): (usize, Kind),
         update: &dyn WeightUpdate,
         seed: impl FnOnce(&mut Workspace),
     ) {
         assert!(self.is_whole(), "parts of a network learn without labels only");
         for acts in &mut work.stages[..=last] {
+            acts.da.fill(0.0);
             acts.dh.fill(0.0);
             acts.dy.fill(0.0);
         }
@@ -149,8 +150,12 @@ impl Network {
         for index in (0..=last).rev() {
             let (stage, kernels) = (&self.stages[index], self.kernels());
             let (input, acts, dx) = work.split_gradient(index);
-            kernels.normalisation_gradient(stage, acts);
-            kernels.pooling_gradient(stage, acts);
+            if index < last || kind == Kind::Y {
+                kernels.normalisation_gradient(stage, acts);
+            }
+            if index < last || kind != Kind::A {
+                kernels.pooling_gradient(stage, acts);
+            }
             if index > 0 {
                 // By the weights as they are before their update.
                 kernels.filtering_gradient(stage, acts, dx);

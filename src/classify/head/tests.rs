@@ -127,7 +127,7 @@ fn gradients_of_fine_tuning_and_attention_meet_central_differences() {
             let (keep, lanes) = (Keep { network: &network, gradients: Mutex::default() }, work.lanes);
             head.forward(work.maps(stage, of), lanes);
             let mut loss = Loss::default();
-            network.learn_by(&mut work, stage, &keep, |work| {
+            network.learn_by(&mut work, (stage, of), &keep, |work| {
                 let acts = &mut work.stages[stage];
                 let seeds = if of == geometry::Kind::H { &mut acts.dh } else { &mut acts.dy };
                 loss = head.gradient(&classes, lanes, Some(seeds));

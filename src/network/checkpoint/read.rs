@@ -12,7 +12,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use super::{Blocks, Checkpoint, FORMAT, Header, NamedArrays, PIECE, dtype_of, shape_in_files};
+use super::{Blocks, Checkpoint, FORMAT, Header, NamedArrays, PIECE, Tensors, dtype_of, shape_in_files};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::network::Network;
@@ -88,14 +88,14 @@ pub(super) struct Parsed<'a> {
 }
 
 impl Parsed<'_> {
-    /// Its arrays of f32: name, shape and values.
-    pub(super) fn values(&self) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+    /// Its arrays of f32.
+    pub(super) fn values(&self) -> Result<Tensors> {
         let values = |(name, view): (String, TensorView)| {
             expect(self, &name, &view, Dtype::F32, view.shape())?;
             let values: Vec<f32> =
                 view.data().as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
             match values.iter().all(|value| value.is_finite()) {
-                true => Ok((name, view.shape().to_vec(), values)),
+                true => Ok((name, (view.shape().to_vec(), values))),
                 false => Err(Error::bad_file(self.path, format!("tensor `{name}` holds what is no number"))),
             }
         };

@@ -69,9 +69,7 @@ pub fn load_tensors(folder: &Path) -> Result<(RunConfig, Tensors)> {
     let config = config.map_err(|e| Error::bad_file(folder, format!("not a whole checkpoint: {e}")))?;
     let mut all = Tensors::new();
     for file in &parsed {
-        for (name, shape, values) in file.values()? {
-            all.insert(name, (shape, values));
-        }
+        all.extend(file.values()?);
     }
     Ok((config, all))
 }
