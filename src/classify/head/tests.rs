@@ -194,7 +194,7 @@ fn gradients_of_fine_tuning_and_attention_meet_central_differences() {
                     checked += 1;
                 }
             }
-            assert!(checked > 40, "only {checked} weights");
+            assert!(checked > 30, "only {checked} weights");
         }
     }
 }
