@@ -29,10 +29,14 @@ const makeLook = (gallery) => {
     const says = look.detectors.map((d) => el("li", {}, el("b", {}, `${d.concept}: ${d.says_yes ? "yes" : "no"}`), ", says unit ", known(d.unit),
       `: ${charts.number(d.value)} is ${d.says_yes ? "" : "not "}above ${charts.number(d.threshold)} (${percent(d.accuracy)} right on the test pictures) `,
       el("button", { type: "button", "data-explain": d.unit, onclick: () => why(d.unit) }, "Why?")));
+    const reads = look.classes.map((read) => el("li", {}, el("b", {}, `${read.name}: ${read.answers[0].class}`),
+      ` (${read.answers.map((answer) => `${answer.class} ${percent(answer.probability)}`).join(", ")})`,
+      read.attention ? el("figure", {}, el("img", { src: read.attention, alt: `Where ${read.name} looks`, width: 192 }), el("figcaption", {}, "where its attention lies")) : ""));
     const name = el("input", { name: "unit", placeholder: "stage:map:row:column", "aria-label": "Unit", required: true, pattern: "\\d+:\\d+:\\d+:\\d+", size: 20 });
     const ask = el("form", { class: "ask", onsubmit: (event) => { event.preventDefault(); why(name.value); } }, el("label", {}, "Another unit ", name), " ", el("button", { class: "button" }, "Why?"));
     result.replaceChildren(
       says.length ? el("ul", { id: "says" }, ...says) : el("p", { class: "soft" }, "Test units with striate evaluate, and what the best of them says of this picture stands here."),
+      reads.length ? el("ul", { id: "classes-say", "aria-label": "Classes" }, ...reads) : "",
       el("div", { class: "seen" },
         el("figure", {}, el("img", { id: "seen", src: look.seen, alt: "The picture as the network sees it", width: 192 }), el("figcaption", {}, `${look.width}x${look.height} pixels; this is what the network sees of it`)),
         el("div", { id: "explanation", "aria-live": "polite" })), ask,

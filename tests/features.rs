@@ -274,6 +274,9 @@ fn the_web_app_looks_at_pictures_explains_units_and_survives_what_people_send() 
     let dir = folder.path();
     let name = first_frame(dir);
     done(dir, "visualize run --units 4 --quiet");
+    bars(&dir.join("train"), 10);
+    done(dir, "classify fit run --labels train --lambda 1");
+    done(dir, "classify fit run --labels train --lambda 1 --random-weights --name random");
     let mut command = program();
     command.current_dir(dir).args(["serve", "run", "--port", "0", "--quiet"]);
     let mut served = Served(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
@@ -298,6 +301,11 @@ fn the_web_app_looks_at_pictures_explains_units_and_survives_what_people_send() 
     let look: Value = serde_json::from_str(&look).unwrap();
     assert_eq!((status, &look["width"], look["neighbours"].as_array().unwrap().len()), (200, &24.into(), 8));
     assert_eq!(numbers(&look["stages"], "/stage"), [2.0, 1.0]);
+    // Read-outs of these weights say what they take it for; those of others do not.
+    let says = look["classes"].as_array().unwrap();
+    assert_eq!((says.len(), &says[0]["name"], &says[0]["attention"]), (1, &"classes".into(), &Value::Null));
+    let sum: f64 = numbers(&says[0]["answers"], "/probability").iter().sum();
+    assert!((sum - 1.0).abs() < 1e-6, "{says:?}");
     let (status, why) = ask(&address, "POST /explain?unit=2:0:1:1 HTTP/1.1", &frame);
     let why: Value = serde_json::from_str(&why).unwrap();
     assert_eq!(

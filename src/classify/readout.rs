@@ -217,6 +217,26 @@ impl ReadOut {
         Ok(ReadOut { about, model: Model::Linear { weights, bias } })
     }
 
+    /// All read-outs of a run that belong to the learned weights of a checkpoint, with their names, in the order of these.
+    ///
+    /// # Errors
+    /// One of them is damaged.
+    pub fn all_of(run: &Path, checkpoint: &str) -> Result<Vec<(String, ReadOut)>> {
+        let entries = std::fs::read_dir(run.join("classify")).into_iter().flatten().flatten();
+        let is_whole = |path: &PathBuf| path.is_dir() && path.join("state.json").is_file();
+        let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut folders: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_whole).collect();
+        folders.retain(|folder| folder.extension().is_none()); // no half-written or replaced ones
+        folders.sort();
+        let all = folders.iter().map(|folder| Ok((name(folder), ReadOut::load(folder)?)));
+        let is_its = |found: &Result<(String, ReadOut)>| {
+            found.as_ref().map_or(true, |(_, readout)| {
+                readout.about.weights == Weights::Learned && readout.about.checkpoint == checkpoint
+            })
+        };
+        all.filter(is_its).collect()
+    }
+
     /// Probabilities of the classes, `[picture, class]`, from features `[picture, feature]`.
     pub fn probabilities(&self, features: ArrayView2<f32>) -> Vec<f32> {
         let mut numbers = match &self.model {

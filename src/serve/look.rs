@@ -12,6 +12,10 @@ use crate::analysis::explain::{Baseline, Explainer, HeatMap, Settings, Through};
 use crate::analysis::look::{Firing, Viewer};
 use crate::analysis::responses::Probe;
 use crate::analysis::top::Answer;
+use crate::classify::ReadOut;
+use crate::dataset::Dataset;
+use crate::network::checkpoint::Checkpoint;
+use crate::network::preprocess::Inputs;
 use crate::picture::{enlarged, png};
 use crate::report::detectors::{Evaluated, Verdict};
 use crate::report::explanation::{checked, overlay};
@@ -22,6 +26,9 @@ const UNITS: usize = 12;
 
 /// Frames named that are most like it.
 const NEIGHBOURS: usize = 8;
+
+/// Classes named by each read-out.
+const CLASSES: usize = 3;
 
 /// Units named of each stage below.
 const PARTS: usize = 6;
@@ -41,6 +48,8 @@ pub(super) struct Looked {
     first: Option<String>,
     /// What the best unit for each concept that was tested says.
     detectors: Vec<DetectorSays>,
+    /// What read-outs take it for.
+    classes: Vec<ReadOutSays>,
     /// The top stage first.
     stages: Vec<StageShown>,
     neighbours: Vec<NeighbourShown>,
@@ -52,6 +61,21 @@ struct DetectorSays {
     value: f32,
     #[serde(flatten)]
     verdict: Verdict,
+}
+
+#[derive(Serialize)]
+struct ReadOutSays {
+    name: String,
+    /// The most probable first.
+    answers: Vec<ClassSays>,
+    /// Where it looks, over the picture, if it has attention.
+    attention: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ClassSays {
+    class: String,
+    probability: f32,
 }
 
 #[derive(Serialize)]
@@ -110,8 +134,9 @@ fn address(picture: &RgbImage) -> String {
 pub(super) fn look(
     viewer: &Viewer,
     (evaluated, identity): (&[Evaluated], &str),
+    readouts: &[(String, ReadOut)],
     picture: &DynamicImage,
-) -> Looked {
+) -> Result<Looked, Refused> {
     let pixels = viewer.seen(picture);
     let look = viewer.look(&pixels, NEIGHBOURS);
     let says = |one: &Evaluated| {
@@ -139,7 +164,9 @@ pub(super) fn look(
     };
     let mut stages: Vec<StageShown> = (1..).zip(&look.stages).map(stage).collect();
     stages.reverse();
-    Looked {
+    let read = |(name, readout): &(String, ReadOut)| says_of_class(viewer, &pixels, name, readout);
+    Ok(Looked {
+        classes: readouts.iter().map(read).collect::<Result<_, Refused>>()?,
         first: look.to_explain(viewer.group.0).next().map(|name| name.to_string()),
         detectors: evaluated.iter().filter_map(says).collect(),
         width: picture.width(),
@@ -147,7 +174,33 @@ pub(super) fn look(
         seen: address(&viewer.tile(&pixels)),
         stages,
         neighbours: look.neighbours.iter().map(neighbour).collect(),
-    }
+    })
+}
+
+/// What a read-out takes a picture for, of which these are the pixels as the network sees it.
+fn says_of_class(
+    viewer: &Viewer,
+    pixels: &[u8],
+    name: &str,
+    readout: &ReadOut,
+) -> Result<ReadOutSays, Refused> {
+    let Checkpoint { network, whitening, .. } = &viewer.checkpoint;
+    let one = Dataset::from_pixels(network.input, pixels.to_vec());
+    let inputs = Inputs::new(&one, whitening, 0);
+    let features = readout.about.view.features(network, &inputs, &[0], |_| ())?;
+    let probabilities = readout.probabilities(features.view());
+    let classes = readout.about.classes.iter().zip(probabilities);
+    let mut answers: Vec<ClassSays> =
+        classes.map(|(class, probability)| ClassSays { class: class.clone(), probability }).collect();
+    answers.sort_by(|a, b| b.probability.total_cmp(&a.probability));
+    answers.truncate(CLASSES);
+    let under = viewer.tile(pixels);
+    let zoom = (SIDE_PX / under.width().max(1)).max(1);
+    let attention = readout.attention(features.view()).map(|weights| {
+        let map = readout.over_picture(network, &weights.row(0).to_vec());
+        address(&enlarged(&overlay(&under, &map), zoom))
+    });
+    Ok(ReadOutSays { name: name.to_owned(), answers, attention })
 }
 
 pub(super) fn explain(viewer: &Viewer, picture: &DynamicImage, name: UnitName) -> Result<Explained, Refused> {

@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 
 use crate::analysis::UnitName;
 use crate::analysis::look::Viewer;
+use crate::classify::ReadOut;
 use crate::error::{Error, Result};
 use crate::report::{Pictures, Report};
 use upload::Refused;
@@ -40,6 +41,8 @@ pub struct Server {
     viewer: Viewer,
     /// Which checkpoint looks.
     identity: String,
+    /// Read-outs of it, by name.
+    readouts: Vec<(String, ReadOut)>,
     /// Pictures that are read at the same time; others wait, so that many at once cost no more memory.
     reading: Semaphore,
     /// And those that are looked at: fewer, so that one that arrives slowly does not hold up those that are there.
@@ -61,7 +64,8 @@ impl Server {
         let listing = serde_json::to_vec(&report.findings.listing(Pictures::Served)?).expect("plain data");
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let (reading, looking) = (Semaphore::new(READ_TOGETHER), Semaphore::new(cores));
-        Ok(Server { report, run: run.into(), listing, viewer, identity, reading, looking, hosts: None })
+        let (readouts, run) = (ReadOut::all_of(run, &identity)?, run.into());
+        Ok(Server { report, run, listing, viewer, identity, readouts, reading, looking, hosts: None })
     }
 
     /// Answers until Ctrl-C; `ready` is told where.
@@ -193,7 +197,7 @@ async fn file(folder: &Path, path: &Path) -> Answer {
 async fn look(State(server): State<Arc<Server>>, request: Request) -> Answer {
     with_picture(server, request, |server, picture| {
         let detectors = (&server.report.findings.evaluated[..], &server.identity[..]);
-        Ok(json_answer(&look::look(&server.viewer, detectors, &picture)))
+        Ok(json_answer(&look::look(&server.viewer, detectors, &server.readouts, &picture)?))
     })
     .await
 }
