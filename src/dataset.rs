@@ -171,21 +171,28 @@ impl Dataset {
         }
     }
 
-    /// The same pictures kept with `margin` more pixels in height and width, half on each side: their border is repeated outwards, so that the
-    /// network sees what it saw in the middle. In memory.
-    #[must_use]
-    pub fn padded(&self, margin: usize) -> Dataset {
+    /// Some of the pictures, in this order, kept with `margin` more pixels in height and width, half on each side: their border is repeated
+    /// outwards, so that the network sees what it saw in the middle. In memory.
+    ///
+    /// # Errors
+    /// There is not enough of it.
+    pub fn some(&self, pictures: &[usize], margin: usize) -> Result<Dataset> {
         let (MapShape { channels, rows, cols }, kept) = (self.shape, self.shape.with_margin(margin));
-        let mut pixels = Vec::with_capacity(self.len() * kept.len());
+        let (need_bytes, have_bytes) = ((pictures.len() * kept.len()) as u64, available_memory());
+        if need_bytes > have_bytes {
+            let what = format!("{} pictures of {}x{} pixels", pictures.len(), kept.cols, kept.rows);
+            return Err(Error::NoRoom { what, need_bytes, have_bytes });
+        }
+        let mut pixels = Vec::with_capacity(pictures.len() * kept.len());
         let inside = |at: usize, len: usize| at.saturating_sub(margin / 2).min(len - 1);
-        for picture in 0..self.len() {
+        for &picture in pictures {
             let from = self.pixels(picture);
             for (channel, row) in (0..channels).flat_map(|c| (0..kept.rows).map(move |row| (c, row))) {
                 let from = &from[(channel * rows + inside(row, rows)) * cols..][..cols];
                 pixels.extend((0..kept.cols).map(|col| from[inside(col, cols)]));
             }
         }
-        Dataset::from_pixels_with_margin(self.shape, margin, pixels)
+        Ok(Dataset::from_pixels_with_margin(self.shape, margin, pixels))
     }
 
     /// Pictures, from the first, that can be read now: all, unless someone cut their file short. To read others would end the

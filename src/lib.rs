@@ -15,6 +15,7 @@
 //! training replicas on threads update one set of weights, none waiting for another
 //! analysis what does each unit prefer, and what does it detect?
 //! classify what are the features worth where there are labels?
+//! probe    does training go as theory says?
 //! bench    how fast all this is on this machine
 //! report   one HTML file that shows it
 //! serve    the same as a web app, and what the network makes of pictures that are dropped on it
@@ -48,6 +49,7 @@ pub mod geometry;
 pub mod kernels;
 pub mod network;
 pub mod picture;
+pub mod probe;
 pub mod report;
 pub mod rng;
 pub mod sampling;

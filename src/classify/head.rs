@@ -28,6 +28,16 @@ pub enum Kind {
     Attention(usize),
 }
 
+/// What is minimised.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Criterion {
+    /// The negative logarithm of the true class's probability by softmax.
+    Softmax,
+    /// `Σ |f − t|^p / p` over the classes' numbers f, with target t 1 for the true class and 0 for others, and this p.
+    Power(f64),
+}
+
 /// Weights of a head, `[input, output]` with outputs padded by zeros, and what belongs to each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parameter {
@@ -60,8 +70,8 @@ impl Parameter {
         MatRef::from_row_major_slice(&self.values, self.inputs, self.padded())
     }
 
-    fn update(&mut self, step: &dyn WeightUpdate) {
-        let at = At { stage: 0, block: 0, position: 0, which: Weights::Encoder, tied: false };
+    fn update(&mut self, number: usize, step: &dyn WeightUpdate) {
+        let at = At { stage: 0, block: 0, position: number, which: Weights::Encoder, tied: false };
         let padded = self.padded();
         step.update(at, padded, &mut self.values, &mut self.sums, &mut self.gradient);
     }
@@ -75,6 +85,8 @@ pub struct Head {
     pub shape: MapShape,
     /// Classes.
     pub classes: usize,
+    /// What it minimises.
+    pub criterion: Criterion,
     /// Mean of each channel, and the inverse of its deviation.
     pub standard: Vec<(f32, f32)>,
     /// Its weights.
@@ -97,8 +109,8 @@ pub struct Head {
 /// What a minibatch came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Loss {
-    /// Mean negative logarithm of the true class's probability.
-    pub log_loss: f64,
+    /// Mean of what is minimised.
+    pub value: f64,
     /// Share that is right.
     pub accuracy: f64,
 }
@@ -149,6 +161,7 @@ impl Head {
             kind,
             shape,
             classes,
+            criterion: Criterion::Softmax,
             standard,
             parameters,
             x: Vec::new(),
@@ -158,6 +171,20 @@ impl Head {
             numbers: Vec::new(),
             hidden: Vec::new(),
             attention: Vec::new(),
+        }
+    }
+
+    /// Draws the classes' weights anew, so that their numbers vary by about `deviation` for standardised values that know nothing of each
+    /// other.
+    pub fn draw(&mut self, deviation: f32, seed: u64) {
+        let mut rng = rng::stream(seed, "head", 0);
+        let Parameter { inputs, outputs, values, .. } = &mut self.parameters[CLASSES];
+        let scale = deviation * (*inputs as f32).powf(-0.5);
+        for row in values.chunks_exact_mut(outputs.next_multiple_of(MAP_PAD)) {
+            for value in &mut row[..*outputs] {
+                let draw: f32 = StandardNormal.sample(&mut rng);
+                *value = scale * draw;
+            }
         }
     }
 
@@ -277,6 +304,25 @@ impl Head {
     /// all weights, and adds that with respect to the maps to `dmaps`, if it is given.
     pub fn gradient(&mut self, class: &[usize], lanes: usize, dmaps: Option<&mut [f32]>) -> Loss {
         let loss = self.compare(class, lanes);
+        self.go_back(lanes, dmaps);
+        loss
+    }
+
+    /// Adds to `dmaps` the derivative of one class's number with respect to the maps, for the picture of each lane by itself, after
+    /// [`forward`](Self::forward).
+    pub fn derivative(&mut self, class: usize, lanes: usize, dmaps: &mut [f32]) {
+        self.numbers.fill(0.0);
+        self.numbers[class * lanes..][..lanes].fill(1.0);
+        self.go_back(lanes, Some(dmaps));
+    }
+
+    /// What the classes' weights see of the last minibatch, `[input, lane]`.
+    pub fn seen(&self) -> &[f32] {
+        if self.kind == Kind::Full { &self.x } else { &self.seen }
+    }
+
+    /// All gradients from that with respect to `numbers`.
+    fn go_back(&mut self, lanes: usize, dmaps: Option<&mut [f32]>) {
         let (channels, padded) = (self.shape.channels, self.parameters[CLASSES].padded());
         let numbers = MatRef::from_row_major_slice(&self.numbers, padded, lanes);
         let bias = &mut self.parameters[BIAS].gradient;
@@ -313,7 +359,6 @@ impl Head {
                 });
             });
         }
-        loss
     }
 
     /// Turns `numbers` into the gradient with respect to them of the mean loss; lanes without a picture have none.
@@ -326,17 +371,29 @@ impl Head {
                 (0..self.numbers.len() / lanes).for_each(|row| self.numbers[place(row)] = 0.0);
                 continue;
             };
-            let most = (0..classes).map(|c| self.numbers[place(c)]).fold(f32::MIN, f32::max);
             let rival =
                 (0..classes).filter(|&c| c != class).map(|c| self.numbers[place(c)]).fold(f32::MIN, f32::max);
             let own = self.numbers[place(class)];
-            let sum: f32 = (0..classes).map(|c| (self.numbers[place(c)] - most).exp()).sum();
             loss.accuracy += f64::from(u8::from(own > rival)) / count as f64;
-            loss.log_loss += (f64::from(sum).ln() - f64::from(own - most)) / count as f64;
-            for c in 0..classes {
-                let probability = (self.numbers[place(c)] - most).exp() / sum;
-                let wanted = f32::from(u8::from(c == class));
-                self.numbers[place(c)] = (probability - wanted) / count as f32;
+            let wanted = |c: usize| f32::from(u8::from(c == class));
+            match self.criterion {
+                Criterion::Softmax => {
+                    let most = own.max(rival);
+                    let sum: f32 = (0..classes).map(|c| (self.numbers[place(c)] - most).exp()).sum();
+                    loss.value += (f64::from(sum).ln() - f64::from(own - most)) / count as f64;
+                    for c in 0..classes {
+                        let probability = (self.numbers[place(c)] - most).exp() / sum;
+                        self.numbers[place(c)] = (probability - wanted(c)) / count as f32;
+                    }
+                }
+                Criterion::Power(p) => {
+                    for c in 0..classes {
+                        let error = self.numbers[place(c)] - wanted(c);
+                        loss.value += f64::from(error.abs()).powf(p) / p / count as f64;
+                        let slope = error.abs().powf(p as f32 - 1.0).copysign(error);
+                        self.numbers[place(c)] = slope / count as f32;
+                    }
+                }
             }
         }
         self.numbers[classes * lanes..].fill(0.0);
@@ -413,9 +470,10 @@ impl Head {
         self.parameters[HIDDEN_BIAS].gradient = dbias;
     }
 
-    /// Changes all weights by their gradients.
+    /// Changes all weights by their gradients; `step` is told their number as that of a position.
     pub fn update(&mut self, step: &dyn WeightUpdate) {
-        self.parameters.iter_mut().for_each(|parameter| parameter.update(step));
+        let all = self.parameters.iter_mut().enumerate();
+        all.for_each(|(number, parameter)| parameter.update(number, step));
     }
 }
 

@@ -112,26 +112,25 @@ pub fn fit(
     let mut lambdas = settings.lambdas.clone();
     lambdas.sort_by(|a, b| b.total_cmp(a));
     let (mut tried, mut at) = (Vec::new(), vec![0.0; problem.len()]);
-    let mut best: Option<(f64, Vec<f64>)> = None;
+    let tolerance = settings.tolerance * norm(&problem.value(&at, 0.0).1);
+    let mut best: Option<(f64, f64, Vec<f64>)> = None;
     let mut since_best = 0;
     for lambda in lambdas {
-        let (found, outcome) = problem.minimise(lambda, at, settings)?;
+        let (found, outcome) = problem.minimise(lambda, at, (tolerance, settings.steps))?;
         progress(&outcome);
         tried.push(outcome);
         at = found;
         let score = outcome.accuracy.unwrap_or(0.0);
         since_best += 1;
-        if best.as_ref().is_none_or(|(most, _)| score > *most) {
-            best = Some((score, problem.of_all(&at)));
+        if best.as_ref().is_none_or(|(most, ..)| score > *most) {
+            best = Some((score, lambda, problem.of_all(&at)));
             since_best = 0;
         }
         if since_best == 2 {
             break;
         }
     }
-    let (_, weights) = best.expect("at least one λ");
-    let most = tried.iter().fold(f64::MIN, |most, one: &Tried| most.max(one.accuracy.unwrap_or(0.0)));
-    let lambda = tried.iter().find(|one| one.accuracy.unwrap_or(0.0) == most).expect("one is best").lambda;
+    let (_, lambda, weights) = best.expect("at least one λ");
     let (width, mut bias) = (features.ncols(), vec![0.0; classes]);
     let mut scaled = Array2::zeros((classes, width));
     for class in 0..classes {
@@ -144,6 +143,10 @@ pub fn fit(
         bias[class] = shift as f32;
     }
     Ok(Fitted { weights: scaled, bias, lambda, tried })
+}
+
+fn norm(gradient: &[f64]) -> f64 {
+    gradient.iter().map(|g| g * g).sum::<f64>().sqrt()
 }
 
 /// The fold of each picture: each class is dealt out evenly.
@@ -350,17 +353,19 @@ impl<'a> Problem<'a> {
         (loss, pass.gradient.iter().zip(numbers).enumerate().map(decay).collect(), pass)
     }
 
-    fn minimise(&self, lambda: f64, start: Vec<f64>, settings: &Settings) -> Result<(Vec<f64>, Tried)> {
-        let norm = |gradient: &[f64]| gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
-        let (_, at_zero, _) = self.value(&vec![0.0; self.len()], lambda);
-        let tolerance = settings.tolerance * norm(&at_zero);
+    fn minimise(
+        &self,
+        lambda: f64,
+        start: Vec<f64>,
+        (tolerance, steps): (f64, u64),
+    ) -> Result<(Vec<f64>, Tried)> {
         let failed = |e: argmin::core::Error| Error::Mismatch(format!("the fit at λ = {lambda} failed: {e}"));
         let solver = LBFGS::new(MoreThuenteLineSearch::new(), 10);
         let solver =
             solver.with_tolerance_grad(tolerance).and_then(|solver| solver.with_tolerance_cost(1e-12));
         let objective = Objective { problem: self, lambda, last: RefCell::new(None) };
         let run = Executor::new(objective, solver.map_err(failed)?)
-            .configure(|state| state.param(start).max_iters(settings.steps))
+            .configure(|state| state.param(start).max_iters(steps))
             .run()
             .map_err(failed)?;
         let found = run.state().get_best_param().expect("it began somewhere").clone();
@@ -375,7 +380,7 @@ impl<'a> Problem<'a> {
             log_loss: share(pass.log_loss),
             objective: all + lambda / 2.0 * square,
             steps: run.state().get_iter(),
-            converged: run.state().get_iter() < settings.steps,
+            converged: run.state().get_iter() < steps,
         };
         Ok((found, tried))
     }

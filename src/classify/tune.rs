@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::geometry::Kind;
 use crate::kernels::Rows;
 use crate::network::preprocess::{Inputs, Scratch, Whitening};
-use crate::network::{Network, Workspace};
+use crate::network::{Network, WeightUpdate, Workspace};
 use crate::training::optimiser::{Step, schedule};
 
 /// How to learn.
@@ -151,73 +151,178 @@ fn standard(
     sums.into_iter().map(of).collect()
 }
 
-/// Learns from the pictures numbered `pictures` of a dataset, whose classes are `class`, in their order; `network` changes in place, and needs
-/// room for the optimiser's sums, all 0. `progress` is told of every hundredth step. Stops early when `stop` is set.
-///
-/// # Errors
-/// The loss is no number any more.
-pub fn tune(
-    network: &Network,
-    whitening: &Whitening,
-    dataset: &Dataset,
-    (pictures, class, classes): (&[usize], &[usize], usize),
-    settings: &Settings,
-    (stop, mut progress): (&AtomicUsize, impl FnMut(&Line)),
-) -> Result<Tuned> {
-    assert_eq!(pictures.len(), class.len(), "a class for each picture");
-    assert!(network.stages.iter().all(|stage| stage.has_sums()), "room for the optimiser's sums");
-    let Group { stage, kind } = settings.group;
-    let padded = (settings.shift > 0).then(|| dataset.padded(2 * settings.shift));
-    let shown = padded.as_ref().unwrap_or(dataset);
-    let input = crate::config::Input { margin: shown.margin(), flip: settings.flip, ..Default::default() };
-    let (augment, budget) = (Augment::new(&input, settings.seed), (available_memory() / 4) as usize);
-    let inputs = Inputs::for_training(shown, whitening, budget, augment);
-    let mut work = network.workspace(settings.batch).with_rows(Rows::Shared);
-    let few = &pictures[..pictures.len().min(1000)];
-    let standard = standard(network, &inputs, few, settings.group, &mut work);
-    let mut head = Head::new(settings.head, network.shape(stage, kind), classes, standard, settings.seed);
-    let mut shuffle = Shuffle::new(settings.seed, pictures.len(), settings.batch);
-    let (mut places, mut indices, mut of_batch) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut scratch, begun, mut lines, mut sum) =
-        (Scratch::default(), Instant::now(), Vec::new(), Loss::default());
-    let mut since = 0;
-    for number in 0..settings.steps {
-        if stop.load(Ordering::Relaxed) != 0 {
-            return Ok(Tuned { head, lines, finished: false });
+/// Pictures with their classes, as they are learned from.
+pub struct Lesson {
+    shown: Dataset,
+    class: Vec<usize>,
+    classes: usize,
+}
+
+impl Lesson {
+    /// The pictures numbered `pictures` of a dataset, with room to shift them; `class` has those of all of the dataset, numbers below
+    /// `classes`.
+    ///
+    /// # Errors
+    /// There is no memory for them.
+    pub fn new(
+        dataset: &Dataset,
+        pictures: &[usize],
+        (class, classes): (&[usize], usize),
+        settings: &Settings,
+    ) -> Result<Lesson> {
+        let shown = dataset.some(pictures, 2 * settings.shift)?;
+        Ok(Lesson { shown, class: pictures.iter().map(|&picture| class[picture]).collect(), classes })
+    }
+
+    /// Pictures in it.
+    pub fn len(&self) -> usize {
+        self.class.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.class.is_empty()
+    }
+}
+
+/// A network and a head while they learn.
+pub struct Tuner<'a> {
+    /// The network, which changes in place.
+    pub network: &'a Network,
+    /// The head.
+    pub head: Head,
+    /// Steps done.
+    pub number: u64,
+    lesson: &'a Lesson,
+    settings: &'a Settings,
+    inputs: Inputs<'a>,
+    work: Workspace,
+    shuffle: Shuffle,
+    pictures: Vec<usize>,
+    class: Vec<usize>,
+    scratch: Scratch,
+}
+
+impl<'a> Tuner<'a> {
+    /// At the beginning: a head of zeros on the network as it is.
+    pub fn new(
+        network: &'a Network,
+        whitening: &'a Whitening,
+        lesson: &'a Lesson,
+        settings: &'a Settings,
+    ) -> Tuner<'a> {
+        let Group { stage, kind } = settings.group;
+        let margin = lesson.shown.margin();
+        let input = crate::config::Input { margin, flip: settings.flip, ..Default::default() };
+        let (augment, budget) = (Augment::new(&input, settings.seed), (available_memory() / 4) as usize);
+        let inputs = Inputs::for_training(&lesson.shown, whitening, budget, augment);
+        let mut work = network.workspace(settings.batch).with_rows(Rows::Shared);
+        let few: Vec<usize> = (0..lesson.len().min(1000)).collect();
+        let standard = standard(network, &inputs, &few, settings.group, &mut work);
+        let shape = network.shape(stage, kind);
+        Tuner {
+            network,
+            head: Head::new(settings.head, shape, lesson.classes, standard, settings.seed),
+            number: 0,
+            lesson,
+            settings,
+            inputs,
+            work,
+            shuffle: Shuffle::new(settings.seed, lesson.len(), settings.batch),
+            pictures: Vec::new(),
+            class: Vec::new(),
+            scratch: Scratch::default(),
         }
-        shuffle.batch(number, &mut places);
-        indices.clear();
-        indices.extend(places.iter().map(|&place| pictures[place]));
-        of_batch.clear();
-        of_batch.extend(places.iter().map(|&place| class[place]));
-        work.start(indices.len());
-        inputs.fill_minibatch(Some(number), &indices, work.lanes, &mut work.input, &mut scratch)?;
-        network.forward_to(&mut work, stage, kind);
-        let loss = learn(network, &mut head, &mut work, &of_batch, number, settings);
-        sum.log_loss += loss.log_loss;
-        sum.accuracy += loss.accuracy;
-        since += 1;
-        if !loss.log_loss.is_finite() {
+    }
+
+    /// The next step, by the schedule of the settings.
+    ///
+    /// # Errors
+    /// The loss is no number any more, or pictures cannot be read.
+    pub fn step(&mut self) -> Result<Loss> {
+        let (settings, inputs) = (self.settings, self.head.parameters[0].inputs as f64);
+        let rates = [settings.network_rate, settings.rate / inputs];
+        let [of_network, of_head] = rates.map(|rate| settings.step(self.network, rate, self.number));
+        let of_network = (settings.network_rate > 0.0).then_some(&of_network as &dyn WeightUpdate);
+        let loss = self.step_by(of_network, &of_head)?;
+        if !loss.value.is_finite() {
             let problem = format!(
-                "the loss is no number any more at step {number}: a lower --rate or --network-rate may help"
+                "the loss is no number any more at step {}: a lower --rate or --network-rate may help",
+                self.number
             );
             return Err(Error::Mismatch(problem));
         }
-        if since == 100 || number + 1 == settings.steps {
+        Ok(loss)
+    }
+
+    /// The next step, by these updates; without one of the network only the head learns.
+    ///
+    /// # Errors
+    /// Pictures cannot be read.
+    pub fn step_by(
+        &mut self,
+        of_network: Option<&dyn WeightUpdate>,
+        of_head: &dyn WeightUpdate,
+    ) -> Result<Loss> {
+        let Tuner { network, head, number, lesson, inputs, work, pictures, class, scratch, .. } = self;
+        self.shuffle.batch(*number, pictures);
+        class.clear();
+        class.extend(pictures.iter().map(|&picture| lesson.class[picture]));
+        work.start(pictures.len());
+        inputs.fill_minibatch(Some(*number), pictures, work.lanes, &mut work.input, scratch)?;
+        let (Group { stage, kind }, lanes) = (self.settings.group, work.lanes);
+        network.forward_to(work, stage, kind);
+        head.forward(work.maps(stage, kind), lanes);
+        let mut loss = Loss::default();
+        match of_network {
+            Some(update) => network.learn_by(work, (stage, kind), update, |work| {
+                loss = head.gradient(class, lanes, Some(work.seeds(stage, kind)));
+            }),
+            None => loss = head.gradient(class, lanes, None),
+        }
+        head.update(of_head);
+        *number += 1;
+        Ok(loss)
+    }
+}
+
+/// Learns from labelled pictures; `network` changes in place, and needs room for the optimiser's sums, all 0. `progress` is told of every
+/// hundredth step. Stops early when `stop` is set.
+///
+/// # Errors
+/// The loss is no number any more, or pictures cannot be read.
+pub fn tune(
+    network: &Network,
+    whitening: &Whitening,
+    lesson: &Lesson,
+    settings: &Settings,
+    (stop, mut progress): (&AtomicUsize, impl FnMut(&Line)),
+) -> Result<Tuned> {
+    assert!(network.stages.iter().all(|stage| stage.has_sums()), "room for the optimiser's sums");
+    let mut tuner = Tuner::new(network, whitening, lesson, settings);
+    let (begun, mut lines, mut sum, mut since) = (Instant::now(), Vec::new(), Loss::default(), 0);
+    while tuner.number < settings.steps {
+        if stop.load(Ordering::Relaxed) != 0 {
+            return Ok(Tuned { head: tuner.head, lines, finished: false });
+        }
+        let loss = tuner.step()?;
+        sum.value += loss.value;
+        sum.accuracy += loss.accuracy;
+        since += 1;
+        if since == 100 || tuner.number == settings.steps {
             let mean = |sum: f64| sum / f64::from(since);
-            let seconds = begun.elapsed().as_secs_f64();
             let line = Line {
-                step: number + 1,
-                log_loss: mean(sum.log_loss),
+                step: tuner.number,
+                log_loss: mean(sum.value),
                 accuracy: mean(sum.accuracy),
-                seconds,
+                seconds: begun.elapsed().as_secs_f64(),
             };
             progress(&line);
             lines.push(line);
             (sum, since) = (Loss::default(), 0);
         }
     }
-    Ok(Tuned { head, lines, finished: true })
+    Ok(Tuned { head: tuner.head, lines, finished: true })
 }
 
 /// Probabilities of the classes, `[picture, class]`, by a head on a network.
@@ -241,35 +346,4 @@ pub fn probabilities(
         }
     }
     all
-}
-
-/// One step from a minibatch that went through the network.
-pub fn learn(
-    network: &Network,
-    head: &mut Head,
-    work: &mut Workspace,
-    class: &[usize],
-    number: u64,
-    settings: &Settings,
-) -> Loss {
-    let (Group { stage, kind }, lanes) = (settings.group, work.lanes);
-    head.forward(work.maps(stage, kind), lanes);
-    let mut loss = Loss::default();
-    if settings.network_rate > 0.0 {
-        let step = settings.step(network, settings.network_rate, number);
-        network.learn_by(work, (stage, kind), &step, |work| {
-            let acts = &mut work.stages[stage];
-            let seeds = match kind {
-                Kind::A => &mut acts.da,
-                Kind::H => &mut acts.dh,
-                Kind::Y => &mut acts.dy,
-            };
-            loss = head.gradient(class, lanes, Some(seeds));
-        });
-    } else {
-        loss = head.gradient(class, lanes, None);
-    }
-    let rate = settings.rate / head.parameters[0].inputs as f64;
-    head.update(&settings.step(network, rate, number));
-    loss
 }

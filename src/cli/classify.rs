@@ -1,8 +1,8 @@
 //! `striate classify`: what are a run's features worth where there are labels?
 
-mod fit;
+pub mod fit;
 mod test;
-mod tune;
+pub mod tune;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -60,18 +60,18 @@ pub fn run(args: ClassifyArgs, global: Global) -> anyhow::Result<ExitCode> {
 
 /// Pictures with classes on the command line.
 #[derive(Args)]
-struct LabelArgs {
+pub struct LabelArgs {
     /// Labelled pictures: a folder, tar or frame set, or PATH::PATTERN for those whose key matches. The class of a picture is the name
     /// of its folder, or that of --csv if it names any of them; or CLASS=PATH gives it. May be repeated.
     #[arg(long, required = true, value_name = "[CLASS=]PATH[::PATTERN]")]
-    labels: Vec<LabelSource>,
+    pub labels: Vec<LabelSource>,
     #[command(flatten)]
-    table: TableArgs,
+    pub table: TableArgs,
 }
 
 /// Where classes are named.
 #[derive(Args)]
-struct TableArgs {
+pub struct TableArgs {
     /// A CSV file with a header: the key of each picture, and its class.
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
@@ -81,14 +81,14 @@ struct TableArgs {
 }
 
 impl TableArgs {
-    fn read(&self) -> striate::Result<Option<LabelTable>> {
+    pub fn read(&self) -> striate::Result<Option<LabelTable>> {
         self.csv.as_ref().map(|path| LabelTable::read(path, self.column.as_deref())).transpose()
     }
 }
 
 /// `[CLASS=]PATH[::PATTERN]`.
 #[derive(Clone)]
-struct LabelSource(Source);
+pub struct LabelSource(Source);
 
 impl FromStr for LabelSource {
     type Err = String;
@@ -114,16 +114,16 @@ impl fmt::Display for LabelSource {
 }
 
 /// Labelled pictures, decoded as a network takes them.
-struct Decoded {
-    dataset: Dataset,
-    classes: Vec<String>,
+pub struct Decoded {
+    pub dataset: Dataset,
+    pub classes: Vec<String>,
     /// Of each picture.
-    class: Vec<usize>,
-    sources: Vec<String>,
+    pub class: Vec<usize>,
+    pub sources: Vec<String>,
 }
 
 /// Opens and decodes labelled pictures; see [`Labelled::open`].
-fn decoded(
+pub fn decoded(
     sources: &[LabelSource],
     table: Option<&LabelTable>,
     (wanted, may_lack): (&[String], bool),
@@ -140,7 +140,7 @@ fn decoded(
 }
 
 /// A run's network with the weights that a read-out is of: those of the checkpoint called so, or, if none is, of the newest.
-fn network(run: &Path, weights: Weights, identity: Option<&str>) -> anyhow::Result<(Checkpoint, String)> {
+pub fn network(run: &Path, weights: Weights, identity: Option<&str>) -> anyhow::Result<(Checkpoint, String)> {
     let newest = checkpoint::latest_of(run)?;
     let is_it =
         |folder: &PathBuf| checkpoint::identity(folder).is_ok_and(|one| Some(one.as_str()) == identity);

@@ -24,6 +24,7 @@ mod invariance;
 mod labelled;
 mod map;
 mod neighbours;
+mod probe;
 #[cfg(feature = "mpi")]
 mod ranks;
 mod report;
@@ -117,6 +118,7 @@ enum Command {
     Invariance(Box<invariance::InvarianceArgs>),
     Encode(encode::EncodeArgs),
     Classify(classify::ClassifyArgs),
+    Probe(probe::ProbeArgs),
     Neighbours(neighbours::NeighboursArgs),
     Map(map::MapArgs),
     Explain(explain::ExplainArgs),
@@ -161,6 +163,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Invariance(args) => invariance::run(*args, global)?,
         Command::Encode(args) => return encode::run(args, global),
         Command::Classify(args) => return classify::run(args, global),
+        Command::Probe(args) => return probe::run(args, global),
         Command::Neighbours(args) => neighbours::run(args, global)?,
         Command::Map(args) => map::run(args, global)?,
         Command::Explain(args) => explain::run(args, global)?,

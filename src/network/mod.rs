@@ -329,6 +329,16 @@ impl Workspace {
         }
     }
 
+    /// Where the gradient with respect to one sublayer's values is kept, maps `[row, column, channel, lane]`.
+    pub fn seeds(&mut self, stage: usize, kind: Kind) -> &mut [f32] {
+        let acts = &mut self.stages[stage];
+        match kind {
+            Kind::A => &mut acts.da,
+            Kind::H => &mut acts.dh,
+            Kind::Y => &mut acts.dy,
+        }
+    }
+
     /// Maps `[row, column, channel, lane]` as pictures `[picture, channel, row, column]`.
     pub fn unpack(&self, maps: &[f32], shape: MapShape) -> Array4<f32> {
         let size = (self.pictures, shape.channels, shape.rows, shape.cols);

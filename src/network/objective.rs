@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::strip::rows_of;
-use super::{Network, Unit, WeightUpdate, Workspace};
+use super::{Activations, Network, Unit, WeightUpdate, Workspace};
 use crate::config::Objective;
 use crate::geometry::Kind;
 use crate::kernels::{Rows, with_scratch};
@@ -102,12 +102,7 @@ impl Network {
     pub fn gradient_to(&self, work: &mut Workspace, first: usize, stage: usize, kind: Kind, units: &[Unit]) {
         assert_eq!(units.len(), work.pictures, "one unit for each picture");
         let (shape, lanes) = (self.shape(stage, kind), work.lanes);
-        let acts = &mut work.stages[stage];
-        let seeds = match kind {
-            Kind::A => &mut acts.da,
-            Kind::H => &mut acts.dh,
-            Kind::Y => &mut acts.dy,
-        };
+        let seeds = work.seeds(stage, kind);
         seeds.fill(0.0);
         for (lane, unit) in units.iter().enumerate() {
             seeds[shape.place(unit.map, unit.row, unit.col) * lanes + lane] = 1.0;
@@ -140,6 +135,35 @@ impl Network {
         update: &dyn WeightUpdate,
         seed: impl FnOnce(&mut Workspace),
     ) {
+        self.go_back(work, (last, kind), seed, |index, input, acts| {
+            self.kernels().learn_encoder(&self.stages[index], input, acts, update);
+        });
+    }
+
+    /// The same gradient, by way of the filters' responses, shown to `see` and followed by nobody: for each stage from `last` down its number
+    /// (from 0), what it takes, and the gradient with respect to its filters' responses, maps `[row, column, channel, lane]`.
+    ///
+    /// # Panics
+    /// If the network is a [part](Self::part) of one.
+    pub fn gradient_by(
+        &self,
+        work: &mut Workspace,
+        (last, kind): (usize, Kind),
+        seed: impl FnOnce(&mut Workspace),
+        mut see: impl FnMut(usize, &[f32], &[f32]),
+    ) {
+        self.go_back(work, (last, kind), seed, |index, input, acts| see(index, input, &acts.da));
+    }
+
+    /// Goes down from what `seed` adds to the gradients of stage `last`; `at_stage` is given each stage's number, what it takes and its
+    /// activations, when the gradient with respect to its filters' responses is there.
+    fn go_back(
+        &self,
+        work: &mut Workspace,
+        (last, kind): (usize, Kind),
+        seed: impl FnOnce(&mut Workspace),
+        mut at_stage: impl FnMut(usize, &[f32], &mut Activations),
+    ) {
         assert!(self.is_whole(), "parts of a network learn without labels only");
         for acts in &mut work.stages[..=last] {
             acts.da.fill(0.0);
@@ -160,7 +184,7 @@ impl Network {
                 // By the weights as they are before their update.
                 kernels.filtering_gradient(stage, acts, dx);
             }
-            kernels.learn_encoder(stage, input, acts, update);
+            at_stage(index, input, acts);
         }
     }
 

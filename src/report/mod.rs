@@ -11,6 +11,7 @@ pub mod invariance;
 pub mod map;
 pub mod neighbours;
 mod page;
+pub mod probes;
 pub mod tuning;
 
 pub use data::{Findings, Pictures};

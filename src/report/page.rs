@@ -12,6 +12,7 @@ use super::explanation::{Explained, Told, read_explained};
 use super::figure::{Curve, curves, grouped, significant};
 use super::gallery::Gallery;
 use super::map::MapFile;
+use super::probes::{self, ProbeView};
 use crate::analysis::UnitName;
 use crate::analysis::evaluate::Best;
 use crate::config::RunConfig;
@@ -53,6 +54,7 @@ struct Page {
     explanations: Vec<ExplanationView>,
     controls: Vec<ControlTable>,
     classes: Vec<ClassesView>,
+    probes: Vec<ProbeView>,
     filters_layout: String,
     filters: Vec<Filters>,
 }
@@ -246,6 +248,7 @@ impl Report {
             stale: made.into_iter().map(|(what, _)| what).collect(),
             controls: controls.iter().map(control_table).collect(),
             classes: classes::views(run)?,
+            probes: probes::views(run)?,
             filters_layout: filters_layout(&config),
             filters: if gallery.is_some() { filters(&findings.folder)? } else { Vec::new() },
         };

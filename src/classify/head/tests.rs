@@ -8,7 +8,7 @@ use rand::Rng;
 
 use super::*;
 use crate::analysis::evaluate::Group;
-use crate::classify::tune::{Line, Settings, tune};
+use crate::classify::tune::{Lesson, Line, Settings, tune};
 use crate::config::RunConfig;
 use crate::dataset::Dataset;
 use crate::geometry;
@@ -128,9 +128,7 @@ fn gradients_of_fine_tuning_and_attention_meet_central_differences() {
             head.forward(work.maps(stage, of), lanes);
             let mut loss = Loss::default();
             network.learn_by(&mut work, (stage, of), &keep, |work| {
-                let acts = &mut work.stages[stage];
-                let seeds = if of == geometry::Kind::H { &mut acts.dh } else { &mut acts.dy };
-                loss = head.gradient(&classes, lanes, Some(seeds));
+                loss = head.gradient(&classes, lanes, Some(work.seeds(stage, of)));
             });
 
             let encoders: Vec<Array6<f64>> =
@@ -147,7 +145,7 @@ fn gradients_of_fine_tuning_and_attention_meet_central_differences() {
             };
             let own = values(&head);
             let plain = total(&encoders, &own);
-            assert!((loss.log_loss - plain).abs() < 1e-5, "{kind:?}: {}, not {plain}", loss.log_loss);
+            assert!((loss.value - plain).abs() < 1e-5, "{kind:?}: {}, not {plain}", loss.value);
             let step = 1e-5;
             let mut checked = 0;
             for (number, parameter) in head.parameters.iter().enumerate() {
@@ -242,15 +240,9 @@ fn attention_lies_on_the_one_place_that_tells_the_class() {
         ..Settings::default()
     };
     let all: Vec<usize> = (0..dataset.len()).collect();
-    let stop = AtomicUsize::new(0);
-    let tuned = tune(
-        &network,
-        &whitening,
-        &dataset,
-        (&all, &class, 2),
-        &settings,
-        (&stop, |line: &Line| eprintln!("{line:?}")),
-    );
+    let lesson = Lesson::new(&dataset, &all, (&class, 2), &settings).unwrap();
+    let (stop, told) = (AtomicUsize::new(0), |line: &Line| eprintln!("{line:?}"));
+    let tuned = tune(&network, &whitening, &lesson, &settings, (&stop, told));
     let mut head = tuned.unwrap().head;
     let (test, class, places) = planted(96, 2);
     let (inputs, mut work) = (Inputs::new(&test, &whitening, 0), network.workspace(96));

@@ -17,7 +17,7 @@ use striate::classify::labels::some_of_each;
 use striate::classify::linear::Method;
 use striate::classify::readout::About;
 use striate::classify::scores::scores;
-use striate::classify::tune::{Line, Settings, Tuned, flops, probabilities, tune};
+use striate::classify::tune::{Lesson, Line, Settings, Tuned, flops, probabilities, tune};
 use striate::classify::{Of, ReadOut, View, Weights};
 use striate::config::{Optimiser, RunConfig};
 use striate::error::Error;
@@ -199,7 +199,7 @@ impl TuningArgs {
 }
 
 /// A network with these weights, and room for velocities.
-fn learner(checkpoint: &Checkpoint, weights: Weights) -> anyhow::Result<Network> {
+pub fn learner(checkpoint: &Checkpoint, weights: Weights) -> striate::Result<Network> {
     let mut config: RunConfig = checkpoint.config.clone();
     config.training.optimiser = Optimiser::Momentum;
     let network = Network::zeros(&config, true)?;
@@ -227,21 +227,15 @@ fn tuned(
     (stop, global): (&AtomicUsize, &Global),
 ) -> anyhow::Result<(Tuned, usize)> {
     let chosen = some_of_each(&pictures.class, share, settings.seed);
-    let class: Vec<usize> = chosen.iter().map(|&picture| pictures.class[picture]).collect();
+    let classes = (&pictures.class[..], pictures.classes.len());
+    let lesson = Lesson::new(&pictures.dataset, &chosen, classes, settings)?;
     let bar = global.progress(settings.steps, "tune");
     let batch = settings.batch as f64;
-    let from = (&chosen[..], &class[..], pictures.classes.len());
-    let tuned = tune(
-        network,
-        &checkpoint.whitening,
-        &pictures.dataset,
-        from,
-        settings,
-        (stop, |line: &Line| {
-            bar.set_position(line.step);
-            bar.set_message(message(line, line.step as f64 * batch / line.seconds));
-        }),
-    );
+    let told = |line: &Line| {
+        bar.set_position(line.step);
+        bar.set_message(message(line, line.step as f64 * batch / line.seconds));
+    };
+    let tuned = tune(network, &checkpoint.whitening, &lesson, settings, (stop, told));
     bar.finish();
     Ok((tuned?, chosen.len()))
 }
