@@ -346,4 +346,18 @@ mod tests {
         assert_eq!(batch(&mut again, 60), drawn[420..427]);
         assert_eq!(batch(&mut again, 0), drawn[..7]);
     }
+
+    #[test]
+    fn some_pictures_are_kept_in_their_order_with_a_border_like_theirs() {
+        let shape = MapShape { channels: 1, rows: 2, cols: 2 };
+        let all = Dataset::from_pixels(shape, (0..12).collect());
+        let some = all.some(&[2, 0], 2).unwrap();
+        assert_eq!((some.len(), some.margin(), some.shape), (2, 2, shape));
+        assert_eq!(&*some.pixels(0), [8, 9, 10, 11]);
+        assert_eq!(&*some.pixels(1), [0, 1, 2, 3]);
+        let mut corner = vec![0; 4];
+        some.cut(0, Window { top: 0, left: 0, flip: false }, &mut corner);
+        assert_eq!(corner, [8, 8, 8, 8]);
+        assert_eq!(all.some(&[1], 0).unwrap().kept_pixels(0), [4, 5, 6, 7]);
+    }
 }

@@ -484,6 +484,66 @@ fn read_outs_learn_classes_that_no_one_told_the_network_and_all_weights_can_lear
     fs::write(&table, cut.to_string()).unwrap();
     done(dir, compare);
     assert_eq!(read(&table), whole);
+    let chosen = json(dir, &format!("{compare} --validation train --network-rates 0.01,0.1 --name chosen"));
+    assert_eq!(
+        (chosen["tried"].as_array().unwrap().len(), chosen["networks"].as_array().unwrap().len()),
+        (8, 8)
+    );
+}
+
+/// A command fails with this code, and says why.
+fn refused(dir: &Path, line: &str, code: i32, problem: &str) {
+    let output = run(dir, line);
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{line}: {told}");
+    assert!(told.contains(problem) && !told.contains("panicked"), "{line}: {told}");
+}
+
+#[test]
+fn probes_of_theory_are_written_told_and_shown() {
+    let folder = trained();
+    let dir = folder.path();
+    bars(&dir.join("train"), 30);
+    bars(&dir.join("test"), 20);
+    let ntk = "probe ntk run --labels train --test test --stage 1 --count 20 --test-count 30 --steps 60 --batch 20 --moments 3";
+    let found = json(dir, ntk);
+    assert_eq!((&found["pictures"], &found["test_pictures"]), (&20.into(), &30.into()));
+    let moments = found["moments"].as_array().unwrap();
+    assert_eq!(
+        moments.iter().map(|moment| moment["step"].as_u64().unwrap()).collect::<Vec<_>>(),
+        [0, 20, 60]
+    );
+    assert_eq!((&moments[0]["drift"], moments[0]["spectrum"][0]["rank"].as_u64()), (&0.0.into(), Some(1)));
+    assert!(moments[2]["drift"].as_f64().unwrap() > 0.01, "learning moves the kernel: {}", moments[2]);
+    assert!(moments[2]["network"]["train"].as_f64().unwrap() > 0.9, "{}", moments[2]);
+    assert!(moments[0]["regression"]["test"].as_f64().unwrap() > 0.8, "{}", moments[0]);
+    let overparam =
+        "probe overparam run --labels train --stage 1 --count 40 --steps 60 --batch 20 --rates 0.03,0.3";
+    let found = json(dir, overparam);
+    assert_eq!(
+        (found["curves"].as_array().unwrap().len(), found["outcomes"].as_array().unwrap().len()),
+        (8, 2)
+    );
+    for outcome in found["outcomes"].as_array().unwrap() {
+        assert!(outcome["speed_by_flops"].as_f64().unwrap() > 0.0, "{outcome}");
+    }
+    done(dir, &format!("{overparam} --layer head --name head"));
+    done(dir, "report run");
+    let page = fs::read_to_string(dir.join("run/report.html")).unwrap();
+    assert!(page.contains("Does training go as theory says?") && page.contains("Effective rank"));
+    assert!(
+        page.contains("Curves of ntk")
+            && page.contains("Curves of overparam")
+            && page.contains("Curves of head")
+    );
+    for (line, code, problem) in [
+        ("probe ntk run --labels train --kind a", 2, "setting `--kind` is a, expected h or y"),
+        ("probe overparam run --labels train --powers 1", 2, "expected a number from 1.5 to 10"),
+        ("probe overparam run --labels train --rates 1e20,1e25", 1, "every rate is too high"),
+        ("classify compare run --labels train --test test --network-rates 1", 2, "--validation"),
+    ] {
+        refused(dir, line, code, problem);
+    }
 }
 
 #[test]
@@ -504,12 +564,14 @@ fn what_cannot_be_classified_is_refused_by_name() {
         ("classify eval run --labels train", 1, "there is no read-out"),
         ("classify tune run --labels train --out run", 1, "holds something already"),
         ("classify tune run --labels train --out t --kind a", 2, "`--kind` is a, expected h or y"),
+        (
+            "classify tune run --labels train --out t --stage 2 --keep 2",
+            2,
+            "`--keep` is 2, expected at most 1",
+        ),
         ("classify tune run --labels train --out t --rate 1e30", 1, "a lower --rate"),
     ] {
-        let output = run(dir, line);
-        let told = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{line}: {told}");
-        assert!(told.contains(problem) && !told.contains("panicked"), "{line}: {told}");
+        refused(dir, line, code, problem);
     }
     assert!(!dir.join("t").exists() && !dir.join("run/classify").exists());
 }

@@ -36,7 +36,13 @@ pub struct Settings {
     pub rate: f64,
     /// Rate of the network's encoders; 0 leaves them as they are.
     pub network_rate: f64,
-    /// Share of the velocity that a step keeps.
+    /// So many of the lowest stages stay as they are.
+    #[serde(default)]
+    pub keep: usize,
+    /// The rule of a step: momentum or AdaGrad.
+    #[serde(default = "momentum")]
+    pub optimiser: Optimiser,
+    /// Share of the velocity that a step keeps, with momentum.
     pub momentum: f64,
     /// Share of the weights taken away each step, times the schedule's factor.
     pub decay: f64,
@@ -48,6 +54,10 @@ pub struct Settings {
     pub seed: u64,
 }
 
+fn momentum() -> Optimiser {
+    Optimiser::Momentum
+}
+
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
@@ -57,6 +67,8 @@ impl Default for Settings {
             batch: 96,
             rate: 0.5,
             network_rate: 0.01,
+            keep: 0,
+            optimiser: momentum(),
             momentum: 0.9,
             decay: 1e-4,
             shift: 2,
@@ -70,7 +82,7 @@ impl Settings {
     /// The rule of a step at its place in the schedule: rising for a twentieth, holding to a half, then falling linearly to a hundredth.
     fn step(&self, network: &Network, rate: f64, number: u64) -> Step {
         let training = Training {
-            optimiser: Optimiser::Momentum,
+            optimiser: self.optimiser,
             rate,
             momentum: self.momentum,
             encoder_decay: self.decay,
@@ -112,7 +124,8 @@ pub struct Tuned {
 pub fn flops(network: &Network, whitening: &Whitening, head: &Head, settings: &Settings) -> u64 {
     let of_stage = |(index, stage): (usize, &crate::network::Stage)| {
         // Responses, the gradient of weights, and that of the input where something below learns from it.
-        let products = if settings.network_rate == 0.0 { 1 } else { 2 + u64::from(index > 0) };
+        let learns = settings.network_rate > 0.0 && index >= settings.keep;
+        let products = if learns { 2 + u64::from(index > settings.keep) } else { 1 };
         2 * products * stage.shape.connections()
     };
     let stages = network.stages[..=settings.group.stage].iter().enumerate().map(of_stage);
@@ -275,7 +288,7 @@ impl<'a> Tuner<'a> {
         head.forward(work.maps(stage, kind), lanes);
         let mut loss = Loss::default();
         match of_network {
-            Some(update) => network.learn_by(work, (stage, kind), update, |work| {
+            Some(update) => network.learn_by(work, (self.settings.keep, stage, kind), update, |work| {
                 loss = head.gradient(class, lanes, Some(work.seeds(stage, kind)));
             }),
             None => loss = head.gradient(class, lanes, None),

@@ -1,6 +1,7 @@
 //! `striate classify`: what are a run's features worth where there are labels?
 
-pub mod fit;
+mod compare;
+mod fit;
 mod test;
 pub mod tune;
 
@@ -44,7 +45,7 @@ enum ClassifyCommand {
     Eval(test::EvalArgs),
     Predict(test::PredictArgs),
     Tune(Box<tune::TuneArgs>),
-    Compare(Box<tune::CompareArgs>),
+    Compare(Box<compare::CompareArgs>),
 }
 
 pub fn run(args: ClassifyArgs, global: Global) -> anyhow::Result<ExitCode> {
@@ -53,7 +54,7 @@ pub fn run(args: ClassifyArgs, global: Global) -> anyhow::Result<ExitCode> {
         ClassifyCommand::Eval(args) => test::eval(args, global)?,
         ClassifyCommand::Predict(args) => test::predict(args, global)?,
         ClassifyCommand::Tune(args) => return tune::run(*args, global),
-        ClassifyCommand::Compare(args) => return tune::compare(*args, global),
+        ClassifyCommand::Compare(args) => return compare::run(*args, global),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -122,8 +122,8 @@ impl Network {
         }
     }
 
-    /// One step of the encoders up to stage `last` (from 0) by the gradient of what somebody else makes of the units' values: `seed` adds that
-    /// with respect to the values `kind` of this stage to its `da`, `dh` or `dy`, and may add to `dh` and `dy` of those below.
+    /// One step of the encoders of stages `first` to `last` (from 0) by the gradient of what somebody else makes of the units' values: `seed` adds
+    /// that with respect to the values `kind` of stage `last` to its `da`, `dh` or `dy`, and may add to `dh` and `dy` of those below.
     /// [`Network::forward_to`] these values must have been run on the minibatch.
     ///
     /// # Panics
@@ -131,11 +131,11 @@ impl Network {
     pub fn learn_by(
         &self,
         work: &mut Workspace,
-        (last, kind): (usize, Kind),
+        (first, last, kind): (usize, usize, Kind),
         update: &dyn WeightUpdate,
         seed: impl FnOnce(&mut Workspace),
     ) {
-        self.go_back(work, (last, kind), seed, |index, input, acts| {
+        self.go_back(work, (first, last, kind), seed, |index, input, acts| {
             self.kernels().learn_encoder(&self.stages[index], input, acts, update);
         });
     }
@@ -152,26 +152,26 @@ impl Network {
         seed: impl FnOnce(&mut Workspace),
         mut see: impl FnMut(usize, &[f32], &[f32]),
     ) {
-        self.go_back(work, (last, kind), seed, |index, input, acts| see(index, input, &acts.da));
+        self.go_back(work, (0, last, kind), seed, |index, input, acts| see(index, input, &acts.da));
     }
 
-    /// Goes down from what `seed` adds to the gradients of stage `last`; `at_stage` is given each stage's number, what it takes and its
+    /// Goes down from what `seed` adds to the gradients of stage `last`, as far as stage `first`; `at_stage` is given each stage's number, what it takes and its
     /// activations, when the gradient with respect to its filters' responses is there.
     fn go_back(
         &self,
         work: &mut Workspace,
-        (last, kind): (usize, Kind),
+        (first, last, kind): (usize, usize, Kind),
         seed: impl FnOnce(&mut Workspace),
         mut at_stage: impl FnMut(usize, &[f32], &mut Activations),
     ) {
         assert!(self.is_whole(), "parts of a network learn without labels only");
-        for acts in &mut work.stages[..=last] {
+        for acts in &mut work.stages[first..=last] {
             acts.da.fill(0.0);
             acts.dh.fill(0.0);
             acts.dy.fill(0.0);
         }
         seed(work);
-        for index in (0..=last).rev() {
+        for index in (first..=last).rev() {
             let (stage, kernels) = (&self.stages[index], self.kernels());
             let (input, acts, dx) = work.split_gradient(index);
             if index < last || kind == Kind::Y {
@@ -180,7 +180,7 @@ impl Network {
             if index < last || kind != Kind::A {
                 kernels.pooling_gradient(stage, acts);
             }
-            if index > 0 {
+            if index > first {
                 // By the weights as they are before their update.
                 kernels.filtering_gradient(stage, acts, dx);
             }

@@ -12,6 +12,7 @@ use crate::classify::tune::{Lesson, Line, Settings, tune};
 use crate::config::RunConfig;
 use crate::dataset::Dataset;
 use crate::geometry;
+use crate::kernels::lanes_for;
 use crate::network::plain::PlainNetwork;
 use crate::network::preprocess::{Inputs, Transform, Whitening};
 use crate::network::{Network, Stage};
@@ -127,7 +128,7 @@ fn gradients_of_fine_tuning_and_attention_meet_central_differences() {
             let (keep, lanes) = (Keep { network: &network, gradients: Mutex::default() }, work.lanes);
             head.forward(work.maps(stage, of), lanes);
             let mut loss = Loss::default();
-            network.learn_by(&mut work, (stage, of), &keep, |work| {
+            network.learn_by(&mut work, (0, stage, of), &keep, |work| {
                 loss = head.gradient(&classes, lanes, Some(work.seeds(stage, of)));
             });
 
@@ -193,6 +194,53 @@ fn gradients_of_fine_tuning_and_attention_meet_central_differences() {
                 }
             }
             assert!(checked > 30, "only {checked} weights");
+        }
+    }
+}
+
+/// The loss of powers of errors, and its gradient with respect to the classes' weights, against central differences.
+#[test]
+fn gradients_of_powers_of_errors_meet_central_differences() {
+    let shape = MapShape { channels: 2, rows: 2, cols: 1 };
+    let mut rng = rng::stream(5, "powers", 0);
+    let mut normal = || -> f32 { StandardNormal.sample(&mut rng) };
+    let lanes = lanes_for(3);
+    let mut maps = vec![0.0; shape.len() * lanes];
+    maps.chunks_exact_mut(lanes).for_each(|lanes| lanes[..3].iter_mut().for_each(|x| *x = normal()));
+    let class = [1, 0, 1];
+    for power in [2.0, 3.0, 4.0] {
+        let mut head = Head::new(Kind::Full, shape, 2, vec![(0.1, 0.9); 2], 0);
+        head.criterion = Criterion::Power(power);
+        head.draw(1.0, 6);
+        head.forward(&maps, lanes);
+        let loss = head.gradient(&class, lanes, None);
+        let plain = |values: &[f32]| -> f64 {
+            let padded = head.parameters[CLASSES].padded();
+            let of = |lane: usize, c: usize| {
+                let seen = (0..shape.len()).map(|input| {
+                    let x = (f64::from(maps[input * lanes + lane]) - f64::from(0.1f32)) * f64::from(0.9f32);
+                    x * f64::from(values[input * padded + c])
+                });
+                let error: f64 = seen.sum::<f64>() - if c == class[lane] { 1.0 } else { 0.0 };
+                error.abs().powf(power) / power
+            };
+            (0..3).map(|lane| of(lane, 0) + of(lane, 1)).sum::<f64>() / 3.0
+        };
+        let own = head.parameters[CLASSES].values.clone();
+        assert!((loss.value - plain(&own)).abs() < 1e-5, "{}, not {}", loss.value, plain(&own));
+        let padded = head.parameters[CLASSES].padded();
+        for at in (0..shape.len()).flat_map(|input| [input * padded, input * padded + 1]) {
+            let beside = |by: f32| {
+                let mut values = own.clone();
+                values[at] += by;
+                plain(&values)
+            };
+            let (wanted, got) =
+                ((beside(1e-2) - beside(-1e-2)) / 2e-2, head.parameters[CLASSES].gradient[at]);
+            assert!(
+                (f64::from(got) - wanted).abs() < 1e-3 + 1e-3 * wanted.abs(),
+                "p = {power}: {got}, not {wanted}"
+            );
         }
     }
 }

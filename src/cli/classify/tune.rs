@@ -1,13 +1,12 @@
-//! `striate classify tune` and `striate classify compare`.
+//! `striate classify tune`.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 
 use striate::analysis;
@@ -16,8 +15,7 @@ use striate::classify::head::Kind as HeadKind;
 use striate::classify::labels::some_of_each;
 use striate::classify::linear::Method;
 use striate::classify::readout::About;
-use striate::classify::scores::scores;
-use striate::classify::tune::{Lesson, Line, Settings, Tuned, flops, probabilities, tune};
+use striate::classify::tune::{Lesson, Line, Settings, Tuned, flops, tune};
 use striate::classify::{Of, ReadOut, View, Weights};
 use striate::config::{Optimiser, RunConfig};
 use striate::error::Error;
@@ -26,7 +24,6 @@ use striate::geometry::Kind;
 use striate::kernels::{Rows, machine};
 use striate::network::Network;
 use striate::network::checkpoint::{self, Checkpoint};
-use striate::network::preprocess::Inputs;
 use striate::report::classes::Tested;
 use striate::training::{State, check_folder};
 
@@ -37,12 +34,12 @@ use crate::cli::train::on_signals;
 
 /// How all weights learn from labels.
 #[derive(clap::Args)]
-struct TuningArgs {
+pub struct TuningArgs {
     #[command(flatten)]
-    labels: LabelArgs,
+    pub labels: LabelArgs,
     /// Only these classes, in this order, with commas between [default: all that there are].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    classes: Vec<String>,
+    pub classes: Vec<String>,
     /// Stage that the classes are read off, from 1; those above have no part [default: the top one].
     #[arg(long, value_name = "N")]
     stage: Option<usize>,
@@ -67,7 +64,13 @@ struct TuningArgs {
     /// Learning rate of the network's encoders; 0 leaves them as they are.
     #[arg(long, default_value_t = Settings::default().network_rate)]
     network_rate: f64,
-    /// Share of the velocity that a step keeps.
+    /// Leave so many of the lowest stages as they are.
+    #[arg(long, default_value_t = 0, value_name = "STAGES")]
+    keep: usize,
+    /// The rule of a step.
+    #[arg(long, value_enum, default_value = "momentum")]
+    optimiser: OptimiserArg,
+    /// Share of the velocity that a step keeps, with momentum.
     #[arg(long, default_value_t = Settings::default().momentum)]
     momentum: f64,
     /// Share of all weights that is taken away each step.
@@ -81,7 +84,15 @@ struct TuningArgs {
     no_flip: bool,
     /// Threads. Default: one per core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    pub threads: Option<u16>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OptimiserArg {
+    /// Stochastic gradient descent with momentum.
+    Momentum,
+    /// Each weight has a rate of its own: by the root of the sum of its gradients' squares.
+    Adagrad,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -127,36 +138,8 @@ pub struct TuneArgs {
     name: String,
 }
 
-/// With and without pretraining, at several shares of the labels: what is it worth?
-#[derive(clap::Args)]
-#[command(after_help = "\
-Example:
-  striate classify compare outputs/run --labels train/ --test test/
-
-Tunes as `striate classify tune` does, from the run's weights and from random ones, with the same labels and the same order, for each
-share of the labels and each seed. The table is RUN/compare-labels/NAME.json, written after every line; the same command goes on
-from there. Keeps no networks.")]
-pub struct CompareArgs {
-    /// Run folder of `striate train`.
-    run: PathBuf,
-    #[command(flatten)]
-    tuning: TuningArgs,
-    /// Labelled pictures to test on, given as --labels are. May be repeated.
-    #[arg(long, required = true, value_name = "[CLASS=]PATH[::PATTERN]")]
-    test: Vec<LabelSource>,
-    /// Shares of the labels.
-    #[arg(long, value_delimiter = ',', value_parser = super::fit::share, default_value = "0.01,0.1,1")]
-    shares: Vec<f64>,
-    /// Seeds for each, from --seed on.
-    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
-    seeds: u16,
-    /// What the table is called.
-    #[arg(long, default_value = "classes", value_parser = name)]
-    name: String,
-}
-
 impl TuningArgs {
-    fn settings(&self, network: &Network, seed: u64) -> anyhow::Result<Settings> {
+    pub fn settings(&self, network: &Network, seed: u64) -> anyhow::Result<Settings> {
         let stage = analysis::stage(self.stage, network.stages.len())?;
         let refuse = |key: &str, got: String, want: &str| {
             Err(Error::Setting { key: key.into(), got, want: want.into() })
@@ -175,6 +158,13 @@ impl TuningArgs {
                 refuse(key, share.to_string(), "a share from 0 to below 1")?;
             }
         }
+        if self.keep > stage {
+            refuse(
+                "--keep",
+                self.keep.to_string(),
+                &format!("at most {stage}: stage {} is read", stage + 1),
+            )?;
+        }
         if self.shift >= network.input.rows.min(network.input.cols) {
             refuse("--shift", self.shift.to_string(), "less than the picture's sides")?;
         }
@@ -189,6 +179,11 @@ impl TuningArgs {
             batch: self.batch.into(),
             rate: self.rate,
             network_rate: self.network_rate,
+            keep: self.keep,
+            optimiser: match self.optimiser {
+                OptimiserArg::Momentum => Optimiser::Momentum,
+                OptimiserArg::Adagrad => Optimiser::Adagrad,
+            },
             momentum: self.momentum,
             decay: self.decay,
             shift: self.shift,
@@ -219,7 +214,7 @@ fn message(line: &Line, rate: f64) -> String {
 }
 
 /// Tunes a network on a share of some pictures, and tells of it.
-fn tuned(
+pub fn tuned(
     network: &Network,
     checkpoint: &Checkpoint,
     pictures: &Decoded,
@@ -365,119 +360,5 @@ impl fmt::Display for Summary {
             write!(f, "\n{tested}")?;
         }
         write!(f, "{}", self.run.display())
-    }
-}
-
-/// One network of a comparison.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Entry {
-    share: f64,
-    seed: u64,
-    pretrained: bool,
-    /// Pictures with labels.
-    pictures: usize,
-    top_1: f64,
-    log_loss: f64,
-}
-
-/// `RUN/compare-labels/NAME.json`.
-#[derive(Serialize, Deserialize)]
-struct Comparison {
-    checkpoint: String,
-    settings: Settings,
-    labels: Vec<String>,
-    test: Vec<String>,
-    test_pictures: usize,
-    networks: Vec<Entry>,
-}
-
-pub fn compare(args: CompareArgs, global: Global) -> anyhow::Result<ExitCode> {
-    global.use_threads(args.tuning.threads)?;
-    let (checkpoint, identity) = network(&args.run, Weights::Learned, None)?;
-    let settings = args.tuning.settings(&checkpoint.network, global.seed)?;
-    let (table, labels) = (args.tuning.labels.table.read()?, &args.tuning.labels.labels);
-    let from = (&*args.run, &checkpoint);
-    let train = decoded(labels, table.as_ref(), (&args.tuning.classes, false), from, &global)?;
-    let test = decoded(&args.test, table.as_ref(), (&train.classes, true), from, &global)?;
-    let path = args.run.join("compare-labels").join(format!("{}.json", args.name));
-    std::fs::create_dir_all(args.run.join("compare-labels")).map_err(Error::io(&args.run, "create"))?;
-    let mut comparison = Comparison {
-        checkpoint: identity,
-        settings,
-        labels: train.sources.clone(),
-        test: test.sources.clone(),
-        test_pictures: test.dataset.len(),
-        networks: Vec::new(),
-    };
-    comparison.networks = done(&path, &comparison);
-    let stop: Arc<AtomicUsize> = on_signals()?;
-    for &share in &args.shares {
-        for seed in global.seed..global.seed + u64::from(args.seeds) {
-            for pretrained in [true, false] {
-                let is_it = |one: &Entry| (one.share, one.seed, one.pretrained) == (share, seed, pretrained);
-                if comparison.networks.iter().any(is_it) {
-                    continue;
-                }
-                let weights = if pretrained { Weights::Learned } else { Weights::Random(seed) };
-                let learner = learner(&checkpoint, weights)?;
-                let settings = Settings { seed, ..comparison.settings.clone() };
-                let (mut tuned, pictures) =
-                    tuned(&learner, &checkpoint, &train, (share, &settings), (&stop, &global))?;
-                if !tuned.finished {
-                    say!("interrupted; the same command goes on");
-                    return Ok(ExitCode::from(128 + stop.load(Ordering::Relaxed) as u8));
-                }
-                let inputs = Inputs::new(&test.dataset, &checkpoint.whitening, 0);
-                let rows = probabilities(&learner, &mut tuned.head, settings.group, &inputs, settings.batch);
-                let scores = scores(&rows, &test.class, &train.classes);
-                let (top_1, log_loss) = (scores.top_1, scores.log_loss);
-                comparison.networks.push(Entry { share, seed, pretrained, pictures, top_1, log_loss });
-                files::replace(&path, serde_json::to_vec(&comparison)?)?;
-            }
-        }
-    }
-    global.print(&comparison)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Networks of an earlier call that was made from the same.
-fn done(path: &Path, now: &Comparison) -> Vec<Entry> {
-    let before = std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Comparison>(&bytes).ok());
-    let made_of = |of: &Comparison| json!([of.checkpoint, of.settings, of.labels, of.test, of.test_pictures]);
-    before.filter(|before| made_of(before) == made_of(now)).map_or(Vec::new(), |before| before.networks)
-}
-
-impl fmt::Display for Comparison {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        writeln!(f, "top-1 of {} test pictures, %: mean over seeds (least to most)", self.test_pictures)?;
-        write!(
-            f,
-            "{:>9} {:>9} {:>24} {:>24} {:>7}",
-            "labels", "pictures", "pretrained", "random weights", "gain"
-        )?;
-        let mut shares: Vec<f64> = self.networks.iter().map(|one| one.share).collect();
-        shares.sort_by(f64::total_cmp);
-        shares.dedup();
-        for share in shares {
-            let of = |pretrained: bool| {
-                let all =
-                    self.networks.iter().filter(|one| one.share == share && one.pretrained == pretrained);
-                let all: Vec<f64> = all.map(|one| 100.0 * one.top_1).collect();
-                let (least, most) = all.iter().fold((f64::MAX, f64::MIN), |(l, m), &x| (l.min(x), m.max(x)));
-                (all.iter().sum::<f64>() / all.len() as f64, least, most)
-            };
-            let ((own, least, most), (random, r_least, r_most)) = (of(true), of(false));
-            let pictures = self.networks.iter().find(|one| one.share == share).map_or(0, |one| one.pictures);
-            let cell = |mean: f64, least: f64, most: f64| format!("{mean:.1} ({least:.1} to {most:.1})");
-            write!(
-                f,
-                "\n{:>7.0} % {pictures:>9} {:>24} {:>24} {:>7.1}",
-                100.0 * share,
-                cell(own, least, most),
-                cell(random, r_least, r_most),
-                own - random
-            )?;
-        }
-        Ok(())
     }
 }
