@@ -11,7 +11,9 @@ use ndarray_rand::rand_distr::{Distribution, StandardNormal};
 use rand::Rng;
 use serde::Serialize;
 
+use crate::analysis::evaluate::Group;
 use crate::analysis::features::stream;
+use crate::classify::tune::{self, Lesson, Tuner};
 use crate::config::{Objective, Optimiser, Preprocess, RunConfig, Training};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
@@ -30,7 +32,7 @@ const ENCODED_BYTES: usize = 1 << 26;
 /// One line of the result.
 #[derive(Debug, Clone, Serialize)]
 pub struct Entry {
-    /// What: `kernel/...`, `step/...`, `network/...` or `stimulus/...`.
+    /// What: `kernel/...`, `step/...`, `network/...`, `tune/...` or `stimulus/...`.
     pub name: String,
     /// Threads that worked on it.
     pub threads: usize,
@@ -162,6 +164,7 @@ fn round(
             bench.stages(config)?;
             bench.network(config)?;
             bench.encode(config)?;
+            bench.tune(config)?;
             bench.bursts.push(machine::fma_peak(cpu, BURST_MS));
             Ok::<_, Error>(machine::memory_bandwidth(cpu))
         })?;
@@ -325,12 +328,8 @@ impl Bench<'_> {
         }
         check_memory(config, 1)?;
         let network = Network::new(config, 1)?;
-        let shape = config.input_shape();
-        let count = ENCODED.min(ENCODED_BYTES / shape.len()).max(2);
-        let mut noise = vec![0; count * shape.len()];
-        rng::stream(1, "bench", 1).fill(&mut noise[..]);
-        let pictures = Dataset::from_pixels(shape, noise);
-        let whitening = Whitening::fit(&config.input, &pictures, 1)?;
+        let (pictures, whitening) = noise(config)?;
+        let count = pictures.len();
         let (inputs, all) = (Inputs::new(&pictures, &whitening, 0), (0..count).collect::<Vec<_>>());
         let of_stages = network.stages.iter().map(|stage| product(stage, count));
         let (flops, bytes) = of_stages.fold((0.0, 0.0), |(f, b), one| (f + one.flops, b + one.bytes));
@@ -344,6 +343,44 @@ impl Bench<'_> {
             });
         });
         ended.map(|_| ())
+    }
+
+    /// Fine-tuning of all weights, with weights for each of ten classes and each value of the top stage: on pictures as they are, which are
+    /// whitened once, and on such as are shifted and mirrored, whitened in each step.
+    fn tune(&mut self, config: &RunConfig) -> Result<()> {
+        const CLASSES: usize = 10;
+        let names = [("tune/as-they-are", 0), ("tune/shifted", 2)];
+        if !names.iter().any(|(name, _)| self.wants(name)) {
+            return Ok(());
+        }
+        let mut config = config.clone();
+        config.training.optimiser = Optimiser::Momentum;
+        check_memory(&config, 1)?;
+        let network = Network::new(&config, 1)?;
+        let (pictures, whitening) = noise(&config)?;
+        let all: Vec<usize> = (0..pictures.len()).collect();
+        let class: Vec<usize> = all.iter().map(|picture| picture % CLASSES).collect();
+        let bytes: f64 = network.stages.iter().map(|stage| product(stage, self.batch).bytes).sum();
+        for (name, shift) in names.into_iter().filter(|(name, _)| self.wants(name)).collect::<Vec<_>>() {
+            let settings = tune::Settings {
+                group: Group { stage: network.stages.len() - 1, kind: Kind::Y },
+                batch: self.batch,
+                network_rate: 1e-6,
+                shift,
+                flip: shift > 0,
+                ..tune::Settings::default()
+            };
+            let lesson = Lesson::new(&pictures, &all, (&class, CLASSES), &settings)?;
+            let mut tuner = Tuner::new(&network, &whitening, &lesson, &settings);
+            let images = self.batch as f64;
+            let flops = images * tune::flops(&network, &whitening, &tuner.head, &settings) as f64;
+            let mut ended = Ok(());
+            self.measure(name.into(), Work { flops, bytes: 3.0 * bytes, images }, || {
+                ended = tuner.step().map(|_| ());
+            });
+            ended?;
+        }
+        Ok(())
     }
 
     /// The whole network: training in its own mode, inference, and a step of the search for a stimulus.
@@ -382,6 +419,17 @@ impl Bench<'_> {
         });
         Ok(())
     }
+}
+
+/// Pictures of noise, which cost as much as any others, and preprocessing that is fitted on them.
+fn noise(config: &RunConfig) -> Result<(Dataset, Whitening)> {
+    let shape = config.input_shape();
+    let count = ENCODED.min(ENCODED_BYTES / shape.len()).max(2);
+    let mut noise = vec![0; count * shape.len()];
+    rng::stream(1, "bench", 1).fill(&mut noise[..]);
+    let pictures = Dataset::from_pixels(shape, noise);
+    let whitening = Whitening::fit(&config.input, &pictures, 1)?;
+    Ok((pictures, whitening))
 }
 
 /// One product of filtering with all weights of a stage; bytes of the weights, the input and the responses.

@@ -14,9 +14,6 @@ use crate::error::Result;
 use crate::network::Network;
 use crate::network::preprocess::{Inputs, Whitening};
 
-/// Deviation of the classes' numbers before the first step: of order 1, as theory has it.
-const DEVIATION: f32 = 1.0;
-
 /// A place in the spectrum.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Place {
@@ -60,6 +57,17 @@ pub struct Moment {
     pub spectrum: Vec<Place>,
 }
 
+/// What to do.
+pub struct Plan<'a> {
+    /// How to tune.
+    pub settings: &'a Settings,
+    /// Deviation of the classes' numbers before the first step. Theory has 1: the larger it is, the more encoders count, and the less the
+    /// kernel moves. With 0 the first kernel is that of the head alone.
+    pub deviation: f32,
+    /// Kernels that are made.
+    pub moments: usize,
+}
+
 /// Labelled pictures: those to learn from, and others to test on.
 pub struct Pictures<'a> {
     /// The pictures to learn from with their classes.
@@ -80,7 +88,7 @@ pub fn moments(steps: u64, count: usize) -> Vec<u64> {
 }
 
 /// Tunes a network on some pictures, each given by its number in a dataset and with the class of all of that dataset, and makes its kernel at
-/// `count` moments. `network` changes in place, and needs room for the optimiser's sums, all 0. `progress` is told of steps done and of
+/// some moments. `network` changes in place, and needs room for the optimiser's sums, all 0. `progress` is told of steps done and of
 /// moments. None if `stop` is set before the end.
 ///
 /// # Errors
@@ -89,9 +97,10 @@ pub fn probe(
     network: &Network,
     whitening: &Whitening,
     pictures: &Pictures,
-    (settings, count): (&Settings, usize),
+    plan: &Plan,
     (stop, mut progress): (&AtomicUsize, impl FnMut(u64, Option<&Moment>)),
 ) -> Result<Option<Vec<Moment>>> {
+    let Plan { settings, deviation, moments: count } = *plan;
     let (mut pixels, mut class) = (Vec::new(), Vec::new());
     let parts = [Some(pictures.train), pictures.test];
     for (dataset, chosen, classes) in parts.into_iter().flatten() {
@@ -103,7 +112,7 @@ pub fn probe(
     let train: Vec<usize> = (0..cols).collect();
     let lesson = Lesson::new(&all, &train, (&class, pictures.classes), settings)?;
     let mut tuner = Tuner::new(network, whitening, &lesson, settings);
-    tuner.head.draw(DEVIATION, settings.seed);
+    tuner.head.draw(deviation, settings.seed);
     let rates = Rates {
         network: settings.network_rate,
         head: settings.rate / tuner.head.parameters[0].inputs as f64,

@@ -28,6 +28,8 @@ pub struct Kernels {
     pub pictures: usize,
     /// Others.
     pub test_pictures: usize,
+    /// Deviation of the classes' numbers before the first step.
+    pub head_scale: f64,
     /// How it was tuned.
     pub settings: tune::Settings,
     /// The kernel at each moment.
@@ -79,10 +81,11 @@ impl Kernels {
             count => format!(", tested on {} others", grouped(count as u64)),
         };
         format!(
-            "The tangent kernel of {} pictures and {} classes while all weights learn from {}{test}. Regression: ridge regression in the kernel of that moment; held out: each picture left out in turn.",
+            "The tangent kernel of {} pictures and {} classes while all weights learn from {}{test}; before the first step the classes' numbers vary by {}. Regression: ridge regression in the kernel of that moment. Held out: each picture left out of it in turn, though after the first steps the kernel itself has learned from all of them.",
             grouped(self.pictures as u64),
             self.classes.len(),
             weights(self.from),
+            self.head_scale,
         )
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use striate::classify::Weights;
 use striate::classify::tune::Settings;
-use striate::probe::ntk::{Moment, Pictures, probe};
+use striate::probe::ntk::{Moment, Pictures, Plan, probe};
 use striate::report::probes::{Kernels, kernels_figure};
 
 use super::{TaskArgs, positive, some, write};
@@ -54,12 +54,21 @@ pub struct NtkArgs {
     /// Learning rate of the network's encoders.
     #[arg(long, default_value_t = 0.1, value_parser = positive)]
     network_rate: f64,
+    /// How much the classes' numbers vary before the first step. Theory has 1; the larger, the more encoders count and the less the kernel
+    /// moves; tuning itself begins with 0, where the first kernel is that of the head alone.
+    #[arg(long, default_value_t = 0.1, value_name = "S", value_parser = scale)]
+    head_scale: f64,
     /// Begin with random weights, drawn from --seed, not with those that the run learned.
     #[arg(long)]
     random_weights: bool,
     /// What the result is called.
     #[arg(long, default_value = "ntk", value_parser = name)]
     name: String,
+}
+
+fn scale(text: &str) -> Result<f64, String> {
+    let scale = text.parse::<f64>().ok().filter(|scale| (0.0..=100.0).contains(scale));
+    scale.ok_or("expected a number from 0 to 100".into())
 }
 
 pub fn run(args: NtkArgs, global: Global) -> anyhow::Result<ExitCode> {
@@ -93,8 +102,8 @@ pub fn run(args: NtkArgs, global: Global) -> anyhow::Result<ExitCode> {
             bar.set_message(format!("kernel of step {}: alignment {:.3}", moment.step, moment.alignment));
         }
     };
-    let plan = (&settings, usize::from(args.moments));
-    let found = probe(&learner, &checkpoint.whitening, &pictures, plan, (&stop, told));
+    let plan = Plan { settings: &settings, deviation: args.head_scale as f32, moments: args.moments.into() };
+    let found = probe(&learner, &checkpoint.whitening, &pictures, &plan, (&stop, told));
     bar.finish();
     let Some(moments) = found? else {
         say!("interrupted; nothing was written");
@@ -107,6 +116,7 @@ pub fn run(args: NtkArgs, global: Global) -> anyhow::Result<ExitCode> {
         classes: train.classes.clone(),
         pictures: chosen.len(),
         test_pictures: others.map_or(0, |others| others.len()),
+        head_scale: args.head_scale,
         settings,
         moments,
     };
