@@ -17,6 +17,7 @@
 //! classify what are the features worth where there are labels?
 //! probe    does training go as theory says?
 //! bench    how fast all this is on this machine
+//! scale    larger networks within a budget of compute and memory
 //! report   one HTML file that shows it
 //! serve    the same as a web app, and what the network makes of pictures that are dropped on it
 //! ```
@@ -53,6 +54,7 @@ pub mod probe;
 pub mod report;
 pub mod rng;
 pub mod sampling;
+pub mod scale;
 pub mod serve;
 pub mod training;
 pub mod verify;

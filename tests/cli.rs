@@ -510,6 +510,7 @@ fn bench_gives_one_object_with_rates_and_the_peaks_that_they_are_shares_of() {
     for kind in [
         "kernel/stage3/filter",
         "step/stage1/local-recipe",
+        "training/phase3",
         "network/local",
         "network/inference",
         "network/encode",

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of the library in order; each may use those before it, and itself.
-const LAYERS: [&str; 20] = [
+const LAYERS: [&str; 21] = [
     "error", "files", "rng", "geometry", "config", "video", "frames", "sampling", "dataset", "kernels",
-    "network", "picture", "training", "analysis", "classify", "probe", "bench", "report", "serve", "verify",
+    "network", "picture", "training", "analysis", "classify", "probe", "bench", "scale", "report", "serve",
+    "verify",
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {

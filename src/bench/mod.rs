@@ -32,7 +32,7 @@ const ENCODED_BYTES: usize = 1 << 26;
 /// One line of the result.
 #[derive(Debug, Clone, Serialize)]
 pub struct Entry {
-    /// What: `kernel/...`, `step/...`, `network/...`, `tune/...` or `stimulus/...`.
+    /// What: `kernel/...`, `step/...`, `training/...`, `network/...`, `tune/...` or `stimulus/...`.
     pub name: String,
     /// Threads that worked on it.
     pub threads: usize,
@@ -95,6 +95,8 @@ pub struct Options<'a> {
 /// What is measured of each stage.
 const KERNELS: [&str; 7] =
     ["filter", "pool", "lcn", "transpose", "lcn-gradient", "pool-gradient", "weight-gradients"];
+/// Entries for a step of each phase of training begin so; the phase's number follows, from 1.
+pub const PHASE: &str = "training/phase";
 /// Least runs of which the median counts.
 const LEAST_RUNS: usize = 3;
 /// Length of a burst that measures the peak.
@@ -162,6 +164,7 @@ fn round(
         };
         let (read, update) = pool.install(|| {
             bench.stages(config)?;
+            bench.phases(config)?;
             bench.network(config)?;
             bench.encode(config)?;
             bench.tune(config)?;
@@ -317,6 +320,39 @@ impl Bench<'_> {
         self.measure(name, what, || {
             black_box(network.learn(work, 0..1, Objective::Local, &update));
         });
+    }
+
+    /// A step of each phase of the schedule: the way up to the stages that learn, and what they learn, all as the config has it.
+    fn phases(&mut self, config: &RunConfig) -> Result<()> {
+        let phases =
+            (1..).zip(config.phases()).map(|(number, (stages, _))| (format!("{PHASE}{number}"), stages));
+        let phases: Vec<_> = phases.filter(|(name, _)| self.wants(name)).collect();
+        if phases.is_empty() {
+            return Ok(());
+        }
+        check_memory(config, 1)?;
+        let network = Network::new(config, 1)?;
+        let mut work = random_input(&network, self.batch);
+        let (objective, update) = (config.training.objective, Step::new(self.cpu, &config.training, 1e-3, 0));
+        for (name, stages) in phases {
+            let mut what = Work { images: self.batch as f64, ..Work::default() };
+            for (index, stage) in network.stages[..stages.end].iter().enumerate() {
+                let one = product(stage, self.batch);
+                let (products, passes) = if index < stages.start {
+                    (1.0, 1.0)
+                } else if objective == Objective::Local || index == 0 {
+                    (5.0, 4.0)
+                } else {
+                    (6.0, 4.0)
+                };
+                what.flops += products * one.flops;
+                what.bytes += passes * one.bytes;
+            }
+            self.measure(name, what, || {
+                black_box(network.learn(&mut work, stages.clone(), objective, &update));
+            });
+        }
+        Ok(())
     }
 
     /// From pixels to features, as `striate encode` does it: preprocessing and inference, each thread by itself. What it is done to, and

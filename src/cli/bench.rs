@@ -50,7 +50,7 @@ pub struct BenchArgs {
     svg: Option<PathBuf>,
 }
 
-fn parse_seconds(text: &str) -> Result<f64, String> {
+pub(super) fn parse_seconds(text: &str) -> Result<f64, String> {
     let seconds = text.parse().ok().filter(|seconds| (0.0..=600.0).contains(seconds));
     seconds.ok_or("expected a number of seconds from 0 to 600".into())
 }

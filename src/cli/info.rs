@@ -8,7 +8,7 @@ use serde::Serialize;
 use striate::config::RunConfig;
 use striate::error::Error;
 use striate::frames::FrameStore;
-use striate::network::{StageCost, TrainingBytes, checkpoint, costs, learn_flops, training_bytes};
+use striate::network::{StageCost, TrainingBytes, checkpoint, costs, schedule_flops, training_bytes};
 use striate::report::figure::grouped;
 use striate::training::monitor::{LogLine, read_log};
 use striate::training::{Parallel, State};
@@ -104,22 +104,23 @@ impl NetworkInfo {
 
 /// Mean over the schedule's steps: a stage that learns has five products for each weight, those below it one.
 fn mean_learn_flops(config: &RunConfig, stages: &[StageCost]) -> u64 {
-    let phases = config.phases();
-    let cost = |range: &std::ops::Range<usize>| u128::from(learn_flops(stages, range.clone()));
-    let total: u128 = phases.iter().map(|(range, steps)| cost(range) * u128::from(*steps)).sum();
-    let steps: u128 = phases.iter().map(|(_, steps)| u128::from(*steps)).sum();
-    (total / steps.max(1)) as u64
+    let steps: u128 = config.training.steps.iter().map(|&steps| u128::from(steps)).sum();
+    (schedule_flops(config, stages) / steps.max(1)) as u64
 }
 
-fn flop(count: u64) -> String {
-    if count < 100_000_000 {
-        format!("{:.2} MFLOP", count as f64 / 1e6)
+/// Arithmetic, with a unit.
+pub(super) fn flop(count: f64) -> String {
+    if count < 1e8 {
+        format!("{:.2} MFLOP", count / 1e6)
+    } else if count < 1e11 {
+        format!("{:.2} GFLOP", count / 1e9)
     } else {
-        format!("{:.2} GFLOP", count as f64 / 1e9)
+        format!("{:.2} TFLOP", count / 1e12)
     }
 }
 
-fn gb(bytes: u64) -> String {
+/// Memory, with a unit.
+pub(super) fn gb(bytes: u64) -> String {
     if bytes < 100_000_000 {
         format!("{:.1} MB", bytes as f64 / 1e6)
     } else {
@@ -188,8 +189,8 @@ impl fmt::Display for NetworkInfo {
         writeln!(
             f,
             "cost of an image: {} to encode, {} to learn from (mean of the schedule)",
-            flop(self.encode_flops_per_image),
-            flop(self.learn_flops_per_image)
+            flop(self.encode_flops_per_image as f64),
+            flop(self.learn_flops_per_image as f64)
         )?;
         let steps: Vec<String> = self.config.training.steps.iter().map(|&steps| grouped(steps)).collect();
         write!(f, "schedule: {} steps, {} images", steps.join(" + "), grouped(self.images))

@@ -29,6 +29,7 @@ mod probe;
 mod ranks;
 mod report;
 mod sample;
+mod scale;
 mod serve;
 mod sweep;
 mod synth;
@@ -126,6 +127,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
+    Scale(scale::ScaleArgs),
     Info(info::InfoArgs),
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
@@ -171,6 +173,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => serve::run(args, global)?,
         Command::Verify(args) => verify::run(args, global)?,
         Command::Bench(args) => bench::run(args, global)?,
+        Command::Scale(args) => scale::run(args, global)?,
         Command::Info(args) => info::run(args, global)?,
         Command::Worker(args) => return worker::run(args),
     }
@@ -201,6 +204,29 @@ fn best_of(evaluated: &[Evaluated], name: &str, (identity, kind): (&str, Kind)) 
             "--detector {name}: no unit of this checkpoint was tested for it by its values {kind}; run `striate evaluate --concept {name}` first"
         ),
     }
+}
+
+/// `1.5` and `GB` of `1.5GB`.
+fn number_with_unit(text: &str) -> Option<(f64, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    Some((number.parse().ok()?, unit.trim()))
+}
+
+/// Bytes, with a unit such as `MB`, `G` or `GiB`, or without.
+fn bytes(text: &str) -> Option<u64> {
+    let (number, unit) = number_with_unit(text)?;
+    let factor = match unit.to_ascii_uppercase().trim_end_matches('B') {
+        "" => 1.0,
+        "K" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "KI" => f64::from(1 << 10),
+        "MI" => f64::from(1 << 20),
+        "GI" => f64::from(1 << 30),
+        _ => return None,
+    };
+    Some((number * factor) as u64)
 }
 
 impl Global {

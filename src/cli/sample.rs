@@ -13,7 +13,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::Global;
+use super::{Global, bytes, number_with_unit};
 use striate::frames::{
     Colour, DropCounts, Duplicates, Filters, Fit, FrameRecord, FrameStore, FrameWriter, InputRecord, Outcome,
     Part, PictureFormat, Shape, WriterOptions, quality,
@@ -204,13 +204,6 @@ fn parse_size(text: &str) -> Result<(u32, u32), String> {
     }
 }
 
-/// A number and the unit after it.
-fn number_with_unit(text: &str) -> Option<(f64, &str)> {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    Some((number.parse().ok()?, unit.trim()))
-}
-
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let seconds = number_with_unit(text).and_then(|(number, unit)| match unit {
         "ms" => Some(number / 1000.0),
@@ -232,19 +225,9 @@ fn parse_time(text: &str) -> Result<f64, String> {
 }
 
 fn parse_bytes(text: &str) -> Result<u64, String> {
-    let bytes = number_with_unit(text).and_then(|(number, unit)| {
-        let factor = match unit.to_ascii_uppercase().trim_end_matches('B') {
-            "K" => 1e3,
-            "M" => 1e6,
-            "G" => 1e9,
-            "KI" => f64::from(1 << 10),
-            "MI" => f64::from(1 << 20),
-            "GI" => f64::from(1 << 30),
-            _ => return None,
-        };
-        Some((number * factor) as u64)
-    });
-    bytes.filter(|&bytes| bytes >= 64_000_000).ok_or("expected at least 64MB, such as 500MB or 2GB".into())
+    bytes(text)
+        .filter(|&bytes| bytes >= 64_000_000)
+        .ok_or("expected at least 64MB, such as 500MB or 2GB".into())
 }
 
 fn parse_part(text: &str) -> Result<Part, String> {

@@ -442,3 +442,9 @@ pub fn learn_flops(costs: &[StageCost], stages: std::ops::Range<usize>) -> u64 {
     let below: u64 = costs[..stages.start].iter().map(|s| s.encode_flops).sum();
     below + costs[stages].iter().map(|s| s.learn_flops).sum::<u64>()
 }
+
+/// Floating-point operations to learn from one picture in each step of the schedule, all steps together.
+pub fn schedule_flops(config: &RunConfig, stages: &[StageCost]) -> u128 {
+    let phases = config.phases().into_iter();
+    phases.map(|(range, steps)| u128::from(learn_flops(stages, range)) * u128::from(steps)).sum()
+}

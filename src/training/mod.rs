@@ -44,7 +44,7 @@ use cluster::{Ranks, follow};
 use engine::Engine;
 pub(crate) use feeder::Feeder;
 use monitor::{LogLine, Monitor, Totals};
-pub use parallel::{Parallel, check_memory};
+pub use parallel::{Parallel, check_memory, memory_bytes};
 pub(crate) use parallel::{ahead, check_worker_memory, inputs_len};
 use run::{Pools, Run};
 use server::Store;

@@ -69,6 +69,11 @@ fn need_bytes(config: &RunConfig, replicas: usize) -> (u64, String) {
     (parts.map(|(_, bytes)| bytes).sum(), text.join(", "))
 }
 
+/// Bytes that training takes in all, as [`check_memory`] counts.
+pub fn memory_bytes(config: &RunConfig, replicas: usize) -> u64 {
+    need_bytes(config, replicas).0
+}
+
 /// Refuses what does not fit in memory.
 ///
 /// # Errors

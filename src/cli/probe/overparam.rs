@@ -41,7 +41,7 @@ pub struct OverparamArgs {
     #[arg(long, value_delimiter = ',', default_value = "2,4", value_name = "P", value_parser = power)]
     powers: Vec<f64>,
     /// Learning rates that each tries, with commas between.
-    #[arg(long, value_delimiter = ',', default_value = "0.1,0.3,1,3,10", value_name = "RATE", value_parser = positive)]
+    #[arg(long, value_delimiter = ',', default_value = "1,3,10,30,100", value_name = "RATE", value_parser = positive)]
     rates: Vec<f64>,
     /// Minibatches of each.
     #[arg(long, default_value_t = 300, value_name = "N", value_parser = clap::value_parser!(u64).range(10..))]
