@@ -5,14 +5,14 @@
 //! weighs `softmax over p of v · tanh(U x_p + b)` (additive attention, Bahdanau et al. 2015, with one query that is learned), so what it
 //! looks at can be seen.
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{Accum, MatRef};
 use ndarray_rand::rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::geometry::MapShape;
 use crate::kernels::filter::MAP_PAD;
+use crate::kernels::product;
 use crate::network::{At, WeightUpdate, Weights};
 use crate::rng;
 
@@ -120,17 +120,6 @@ const BIAS: usize = 1;
 const HIDDEN: usize = 2;
 const HIDDEN_BIAS: usize = 3;
 const QUERY: usize = 4;
-
-/// `out = left · right`, or added to it.
-fn product(
-    out: &mut [f32],
-    (rows, cols): (usize, usize),
-    accumulate: Accum,
-    left: MatRef<f32>,
-    right: MatRef<f32>,
-) {
-    matmul(MatMut::from_row_major_slice_mut(out, rows, cols), accumulate, left, right, 1.0, Par::Seq);
-}
 
 impl Head {
     /// All weights 0, but for those of attention, which are drawn from `seed`: small, so that it begins as a mean.

@@ -9,8 +9,7 @@ use std::cell::RefCell;
 use argmin::core::{CostFunction, Executor, Gradient, State};
 use argmin::solver::linesearch::MoreThuenteLineSearch;
 use argmin::solver::quasinewton::LBFGS;
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{Accum, MatRef};
 use ndarray::{Array2, ArrayView2};
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
@@ -18,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::labels::by_class;
 use crate::error::{Error, Result};
+use crate::kernels::product;
 use crate::rng;
 
 /// What is made of the numbers that a picture gets for each class.
@@ -277,15 +277,13 @@ impl<'a> Problem<'a> {
                     values.clear();
                     (0..count).for_each(|_| values.extend_from_slice(&numbers[width * across..]));
                     let weights = MatRef::from_row_major_slice(&numbers[..width * across], width, across);
-                    let out = MatMut::from_row_major_slice_mut(&mut values, count, across);
-                    matmul(out, Accum::Add, features, weights, 1.0, Par::Seq);
+                    product(&mut values, (count, across), Accum::Add, features, weights);
                     for (at, values) in values.chunks_exact_mut(across).enumerate() {
                         self.compare(from + at, values, &mut pass);
                     }
                     let differences = MatRef::from_row_major_slice(&values, count, across);
                     let (of_weights, of_bias) = pass.gradient.split_at_mut(width * across);
-                    let out = MatMut::from_row_major_slice_mut(of_weights, width, across);
-                    matmul(out, Accum::Add, features.transpose(), differences, 1.0, Par::Seq);
+                    product(of_weights, (width, across), Accum::Add, features.transpose(), differences);
                     for row in values.chunks_exact(across) {
                         of_bias.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
                     }

@@ -10,6 +10,7 @@ pub mod filter;
 pub mod lcn;
 pub mod machine;
 pub mod pool;
+mod product;
 mod rows;
 mod simd;
 pub mod stored;
@@ -18,6 +19,7 @@ use std::cell::RefCell;
 
 use crate::error::{Error, Result};
 pub use buffer::Buffer;
+pub use product::product;
 pub use rows::Rows;
 pub use simd::Simd;
 

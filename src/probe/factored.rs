@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::{Accum, Mat, MatRef};
 
+use crate::kernels::product;
 use crate::network::{At, WeightUpdate};
 
 /// Descent of weights as they are: what a factor is compared with.
@@ -67,18 +67,17 @@ impl Factors {
     fn step(&mut self, rate: f32, maps: usize, weights: &mut [f32], gradient: &[f32]) {
         let Factors { inner, left, right, d_left, d_right } = self;
         let (taps, inner) = (weights.len() / maps, *inner);
-        let product = |out: &mut [f32], cols: usize, a: MatRef<f32>, b: MatRef<f32>| {
+        let set = |out: &mut [f32], cols: usize, a: MatRef<f32>, b: MatRef<f32>| {
             let rows = out.len() / cols;
-            let out = MatMut::from_row_major_slice_mut(out, rows, cols);
-            matmul(out, Accum::Replace, a, b, 1.0, Par::Seq);
+            product(out, (rows, cols), Accum::Replace, a, b);
         };
         let gradient = MatRef::from_row_major_slice(gradient, taps, maps);
-        product(d_left, inner, gradient, MatRef::from_row_major_slice(right, inner, maps).transpose());
-        product(d_right, maps, MatRef::from_row_major_slice(left, taps, inner).transpose(), gradient);
+        set(d_left, inner, gradient, MatRef::from_row_major_slice(right, inner, maps).transpose());
+        set(d_right, maps, MatRef::from_row_major_slice(left, taps, inner).transpose(), gradient);
         left.iter_mut().zip(d_left).for_each(|(x, g)| *x -= rate * *g);
         right.iter_mut().zip(d_right).for_each(|(x, g)| *x -= rate * *g);
         let left = MatRef::from_row_major_slice(left, taps, inner);
-        product(weights, maps, left, MatRef::from_row_major_slice(right, inner, maps));
+        set(weights, maps, left, MatRef::from_row_major_slice(right, inner, maps));
     }
 }
 

@@ -172,7 +172,7 @@ fn look(kernel: &Tangent, first: Option<&Tangent>, class: &[usize], step: u64) -
         head_share: kernel.head_share,
         alignment: spectrum.alignment(&targets),
         drift: change.sqrt() / of_first,
-        turn: 1.0 - product(own, first) / (norm * of_first),
+        turn: (1.0 - product(own, first) / (norm * of_first)).max(0.0),
         effective_rank: spectrum.effective_rank(),
         spectrum: ranks(spectrum.values.len()).into_iter().map(place).collect(),
     }

@@ -6,8 +6,7 @@
 //! weights at one position touch f only through its response there, so their part of the sum is the product of two small ones, of
 //! what the field holds in both pictures, and of the derivatives by the responses of the filters there.
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{Accum, MatRef};
 use rayon::prelude::*;
 
 use crate::analysis::evaluate::Group;
@@ -15,7 +14,7 @@ use crate::classify::head::{Head, Kind as HeadKind};
 use crate::dataset::available_memory;
 use crate::error::{Error, Result};
 use crate::geometry::StageShape;
-use crate::kernels::Rows;
+use crate::kernels::{Rows, product};
 use crate::network::Network;
 use crate::network::preprocess::Inputs;
 
@@ -81,22 +80,21 @@ impl Sides {
                     ((origin.0 + row * stride + dy) * input.cols + origin.1 + col * stride) * input.channels;
                 let part =
                     MatRef::from_row_major_slice(&self.input[place * rows..][..taps * rows], taps, rows);
-                let out = MatMut::from_row_major_slice_mut(seen, count, cols);
                 let own = part.subcols(first, count).transpose();
-                matmul(out, Accum::Add, own, part.subcols(0, cols), 1.0, Par::Seq);
+                product(seen, (count, cols), Accum::Add, own, part.subcols(0, cols));
             }
             let maps = filtered.channels;
             let derivatives = &self.derivatives[position * maps * wide..][..maps * wide];
             let derivatives = MatRef::from_row_major_slice(derivatives, maps, wide);
-            let out = MatMut::from_row_major_slice_mut(products, count * classes, narrow);
             let own = derivatives.subcols(first * classes, count * classes).transpose();
-            matmul(out, Accum::Replace, own, derivatives.subcols(0, narrow), rate as f32, Par::Seq);
+            let size = (count * classes, narrow);
+            product(products, size, Accum::Replace, own, derivatives.subcols(0, narrow));
             let each = values.chunks_exact_mut(narrow).zip(products.chunks_exact(narrow)).enumerate();
             for (row, (values, products)) in each {
                 let seen = &seen[row / classes * cols..][..cols];
                 let pairs = values.chunks_exact_mut(classes).zip(products.chunks_exact(classes)).zip(seen);
                 pairs.for_each(|((values, products), &seen)| {
-                    values.iter_mut().zip(products).for_each(|(sum, x)| *sum += f64::from(seen * x));
+                    values.iter_mut().zip(products).for_each(|(sum, x)| *sum += rate * f64::from(seen * x));
                 });
             }
         }
@@ -225,8 +223,8 @@ fn add_head(
     let count = values.len() / (classes * narrow);
     products.resize(count * cols, 0.0);
     let seen = MatRef::from_row_major_slice(seen, inputs, rows);
-    let out = MatMut::from_row_major_slice_mut(products, count, cols);
-    matmul(out, Accum::Replace, seen.subcols(first, count).transpose(), seen.subcols(0, cols), 1.0, Par::Seq);
+    let own = seen.subcols(first, count).transpose();
+    product(products, (count, cols), Accum::Replace, own, seen.subcols(0, cols));
     let mut trace = 0.0;
     for (row, values) in values.chunks_exact_mut(narrow).enumerate() {
         let (picture, class) = (row / classes, row % classes);

@@ -7,15 +7,14 @@
 use std::ops::Range;
 use std::path::Path;
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{Accum, MatRef};
 use ndarray_rand::rand_distr::{Distribution, Normal};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::model;
 use crate::error::Result;
-use crate::kernels::{Cpu, Kernel, Simd};
+use crate::kernels::{Cpu, Kernel, Simd, product};
 use crate::rng;
 
 /// Adam's step; of the many that work the usual one.
@@ -163,25 +162,6 @@ pub struct Autoencoder {
     pub step: u64,
     layers: Vec<Layer>,
     cpu: Cpu,
-}
-
-/// Adds up `rows` of `left · right` into `out` or puts them there; all matrices lie row by row.
-fn product(
-    out: &mut [f32],
-    (rows, cols): (usize, usize),
-    accumulate: Accum,
-    left: MatRef<f32>,
-    right: MatRef<f32>,
-) {
-    matmul(
-        MatMut::from_row_major_slice_mut(out, rows, cols),
-        accumulate,
-        left,
-        right,
-        1.0,
-        // Threads share out pictures or weights: the products themselves are too small for them.
-        Par::Seq,
-    );
 }
 
 impl Autoencoder {
