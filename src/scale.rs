@@ -198,8 +198,8 @@ pub struct Scaled {
 
 /// The config that a coefficient gives.
 ///
-/// - Sides of pictures, and their margin, times `resolution^φ`, to whole pixels; less what the first stage's receptive fields would not
-///   reach.
+/// - Sides of pictures, and their margin, times `resolution^φ`, to whole pixels; less what the first stage's receptive fields and pooling
+///   windows would not reach.
 /// - Maps of each stage times `maps^φ`, to the nearest multiple of 8, which is what kernels fill up to; never fewer than there are.
 /// - As many stages as there are times `stages^φ`, to a whole number, or as many as fit: those on top are like the last, and learn for as
 ///   many steps.
@@ -209,11 +209,13 @@ pub struct Scaled {
 pub fn scaled(config: &RunConfig, ratios: Ratios, phi: f64) -> Result<RunConfig> {
     let (resolution, maps) = (ratios.resolution.powf(phi), ratios.maps.powf(phi));
     let mut grown = config.clone();
-    let (field, stride) = (config.stages[0].field, config.stages[0].stride);
+    let first = &config.stages[0];
     let side = |side: usize| {
         let wanted = (side as f64 * resolution).round() as usize;
-        let unseen = wanted.saturating_sub(field) % stride;
-        side.max(wanted - unseen)
+        let beyond = wanted.saturating_sub(first.field);
+        let positions = beyond / first.stride + 1;
+        let unpooled = positions.saturating_sub(first.pool) % first.pool_stride;
+        side.max(wanted - beyond % first.stride - unpooled * first.stride)
     };
     let input = &mut grown.input;
     (input.height, input.width) = (side(input.height), side(input.width));
