@@ -3,7 +3,7 @@
 //!
 //! [`scaled`] is the definition. [`fit`] looks for the largest φ whose training takes at most so many times the arithmetic of the config's
 //! own, and fits in memory; [`fit_measured`] holds it to its time on this machine as well, which [`measure`] takes from
-//! [`bench`]. Windows, λ and the optimiser's settings stay as they are.
+//! [`bench`](mod@crate::bench). Windows, λ and the optimiser's settings stay as they are.
 
 use std::fmt;
 use std::str::FromStr;

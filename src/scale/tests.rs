@@ -122,10 +122,10 @@ fn one_dimension_grows_alone() {
     let grown = |only| fit(&config, Ratios::only(only), &budget(4.0)).unwrap();
     let (resolution, maps, stages) =
         (grown(Dimension::Resolution), grown(Dimension::Maps), grown(Dimension::Stages));
-    assert_eq!((&resolution.after.maps[..], resolution.after.picture), (&[32][..], [3, 29, 29]));
+    assert_eq!((&resolution.after.maps[..], resolution.after.picture), (&[32][..], [3, 28, 28]));
     assert_eq!((&maps.after.maps[..], maps.after.picture), (&[128][..], [3, 16, 16]));
     assert_eq!((&stages.after.maps[..], stages.after.picture), (&[32, 32][..], [3, 16, 16]));
-    assert!(resolution.cost > 3.9 && maps.cost == 4.0, "{} and {}", resolution.cost, maps.cost);
+    assert!(resolution.cost > 3.6 && maps.cost == 4.0, "{} and {}", resolution.cost, maps.cost);
     // A third stage would look at one position.
     let note = "no more stages fit: stage 3: a 4x4 receptive field does not fit a 1x1 map";
     assert_eq!(stages.notes, [note]);
