@@ -12,9 +12,12 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand};
 
+use striate::analysis;
+use striate::analysis::evaluate::Group;
 use striate::classify::{LabelTable, Labelled, Source, Weights};
 use striate::dataset::Dataset;
 use striate::error::Error;
+use striate::geometry::Kind;
 use striate::network::Network;
 use striate::network::checkpoint::{self, Checkpoint};
 
@@ -68,6 +71,40 @@ pub struct LabelArgs {
     pub labels: Vec<LabelSource>,
     #[command(flatten)]
     pub table: TableArgs,
+}
+
+/// What is tuned on which pictures.
+#[derive(Args)]
+pub struct TaskArgs {
+    #[command(flatten)]
+    pub labels: LabelArgs,
+    /// Only these classes, in this order, with commas between [default: all that there are].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub classes: Vec<String>,
+    /// Stage that the classes are read off, from 1; those above have no part [default: the top one].
+    #[arg(long, value_name = "N")]
+    stage: Option<usize>,
+    /// Value of a unit: pooled (h) or normalised (y).
+    #[arg(long, value_enum, default_value = "y")]
+    kind: Kind,
+    /// Pictures in a minibatch.
+    #[arg(long, default_value_t = 96, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub batch: u16,
+    /// Threads. Default: one per core.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+impl TaskArgs {
+    /// The values that classes are read off.
+    pub fn group(&self, network: &Network) -> anyhow::Result<Group> {
+        let stage = analysis::stage(self.stage, network.stages.len())?;
+        if self.kind == Kind::A {
+            let (key, got, want) = ("--kind".into(), "a".into(), "h or y".into());
+            return Err(Error::Setting { key, got, want }.into());
+        }
+        Ok(Group { stage, kind: self.kind })
+    }
 }
 
 /// Where classes are named.

@@ -9,18 +9,15 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
-use striate::analysis;
-use striate::analysis::evaluate::Group;
 use striate::classify::head::Kind as HeadKind;
 use striate::classify::labels::some_of_each;
 use striate::classify::tune::Settings;
 use striate::error::Error;
 use striate::files;
-use striate::geometry::Kind;
 use striate::network::Network;
 
 use super::Global;
-use super::classify::{Decoded, LabelArgs};
+use super::classify::{Decoded, TaskArgs};
 
 /// Measure what theory says of training: the tangent kernel, and extra linear factors.
 #[derive(Args)]
@@ -49,29 +46,14 @@ pub fn run(args: ProbeArgs, global: Global) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// What is tuned, and on what.
+/// What is tuned, on what, and how positions are put together.
 #[derive(Args)]
-struct TaskArgs {
+struct ProbedArgs {
     #[command(flatten)]
-    labels: LabelArgs,
-    /// Only these classes, in this order, with commas between [default: all that there are].
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    classes: Vec<String>,
-    /// Stage that the classes are read off, from 1; those above have no part [default: the top one].
-    #[arg(long, value_name = "N")]
-    stage: Option<usize>,
-    /// Value of a unit: pooled (h) or normalised (y).
-    #[arg(long, value_enum, default_value = "y")]
-    kind: Kind,
+    task: TaskArgs,
     /// How positions are put together.
     #[arg(long, value_enum, default_value = "full")]
     head: HeadArg,
-    /// Pictures in a minibatch.
-    #[arg(long, default_value_t = 96, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    batch: u16,
-    /// Threads. Default: one per core.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -82,27 +64,15 @@ enum HeadArg {
     Mean,
 }
 
-impl TaskArgs {
+impl ProbedArgs {
     /// How to tune: pictures as they are, never shifted or mirrored, so that all see the same.
     fn settings(&self, network: &Network, steps: u64, seed: u64) -> anyhow::Result<Settings> {
-        let stage = analysis::stage(self.stage, network.stages.len())?;
-        if self.kind == Kind::A {
-            let (key, got, want) = ("--kind".into(), "a".into(), "h or y".into());
-            return Err(Error::Setting { key, got, want }.into());
-        }
-        Ok(Settings {
-            head: match self.head {
-                HeadArg::Full => HeadKind::Full,
-                HeadArg::Mean => HeadKind::Mean,
-            },
-            group: Group { stage, kind: self.kind },
-            steps,
-            batch: self.batch.into(),
-            shift: 0,
-            flip: false,
-            seed,
-            ..Settings::default()
-        })
+        let head = match self.head {
+            HeadArg::Full => HeadKind::Full,
+            HeadArg::Mean => HeadKind::Mean,
+        };
+        let (group, batch) = (self.task.group(network)?, self.task.batch.into());
+        Ok(Settings { head, group, steps, batch, shift: 0, flip: false, seed, ..Settings::default() })
     }
 }
 

@@ -127,12 +127,12 @@ impl Common<'_> {
 }
 
 pub fn run(args: CompareArgs, global: Global) -> anyhow::Result<ExitCode> {
-    global.use_threads(args.tuning.threads)?;
+    global.use_threads(args.tuning.task.threads)?;
     let (checkpoint, identity) = network(&args.run, Weights::Learned, None)?;
     let settings = args.tuning.settings(&checkpoint.network, global.seed)?;
-    let (table, labels) = (args.tuning.labels.table.read()?, &args.tuning.labels.labels);
+    let (table, labels) = (args.tuning.task.labels.table.read()?, &args.tuning.task.labels.labels);
     let from = (&*args.run, &checkpoint);
-    let train = decoded(labels, table.as_ref(), (&args.tuning.classes, false), from, &global)?;
+    let train = decoded(labels, table.as_ref(), (&args.tuning.task.classes, false), from, &global)?;
     let others =
         |sources: &[LabelSource]| decoded(sources, table.as_ref(), (&train.classes, true), from, &global);
     let test = others(&args.test)?;

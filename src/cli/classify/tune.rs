@@ -9,7 +9,6 @@ use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::json;
 
-use striate::analysis;
 use striate::analysis::evaluate::Group;
 use striate::classify::head::Kind as HeadKind;
 use striate::classify::labels::some_of_each;
@@ -20,14 +19,13 @@ use striate::classify::{Of, ReadOut, View, Weights};
 use striate::config::{Optimiser, RunConfig};
 use striate::error::Error;
 use striate::files;
-use striate::geometry::Kind;
 use striate::kernels::{Rows, machine};
 use striate::network::Network;
 use striate::network::checkpoint::{self, Checkpoint};
 use striate::report::classes::Tested;
 use striate::training::{State, check_folder};
 
-use super::{Decoded, LabelArgs, LabelSource, decoded, network, test};
+use super::{Decoded, LabelSource, TaskArgs, decoded, network, test};
 use crate::cli::Global;
 use crate::cli::labelled::name;
 use crate::cli::train::on_signals;
@@ -36,16 +34,7 @@ use crate::cli::train::on_signals;
 #[derive(clap::Args)]
 pub struct TuningArgs {
     #[command(flatten)]
-    pub labels: LabelArgs,
-    /// Only these classes, in this order, with commas between [default: all that there are].
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    pub classes: Vec<String>,
-    /// Stage that the classes are read off, from 1; those above have no part [default: the top one].
-    #[arg(long, value_name = "N")]
-    stage: Option<usize>,
-    /// Value of a unit: pooled (h) or normalised (y).
-    #[arg(long, value_enum, default_value = "y")]
-    kind: Kind,
+    pub task: TaskArgs,
     /// How positions are put together.
     #[arg(long, value_enum, default_value = "full")]
     head: HeadArg,
@@ -55,9 +44,6 @@ pub struct TuningArgs {
     /// Minibatches.
     #[arg(long, default_value_t = 3000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
-    /// Pictures in a minibatch.
-    #[arg(long, default_value_t = 96, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    batch: u16,
     /// Learning rate of the classes' weights, as a multiple of one over the number of values that they see.
     #[arg(long, default_value_t = Settings::default().rate)]
     rate: f64,
@@ -82,9 +68,6 @@ pub struct TuningArgs {
     /// Do not mirror pictures by chance.
     #[arg(long)]
     no_flip: bool,
-    /// Threads. Default: one per core.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -140,13 +123,10 @@ pub struct TuneArgs {
 
 impl TuningArgs {
     pub fn settings(&self, network: &Network, seed: u64) -> anyhow::Result<Settings> {
-        let stage = analysis::stage(self.stage, network.stages.len())?;
+        let group = self.task.group(network)?;
         let refuse = |key: &str, got: String, want: &str| {
             Err(Error::Setting { key: key.into(), got, want: want.into() })
         };
-        if self.kind == Kind::A {
-            refuse("--kind", "a".into(), "h or y")?;
-        }
         let numbers = [("--rate", self.rate), ("--network-rate", self.network_rate)];
         for (key, rate) in numbers {
             if !(rate.is_finite() && rate >= 0.0) {
@@ -158,12 +138,9 @@ impl TuningArgs {
                 refuse(key, share.to_string(), "a share from 0 to below 1")?;
             }
         }
-        if self.keep > stage {
-            refuse(
-                "--keep",
-                self.keep.to_string(),
-                &format!("at most {stage}: stage {} is read", stage + 1),
-            )?;
+        if self.keep > group.stage {
+            let want = format!("at most {}: stage {} is read", group.stage, group.stage + 1);
+            refuse("--keep", self.keep.to_string(), &want)?;
         }
         if self.shift >= network.input.rows.min(network.input.cols) {
             refuse("--shift", self.shift.to_string(), "less than the picture's sides")?;
@@ -174,9 +151,9 @@ impl TuningArgs {
                 HeadArg::Mean => HeadKind::Mean,
                 HeadArg::Attention => HeadKind::Attention(self.hidden.into()),
             },
-            group: Group { stage, kind: self.kind },
+            group,
             steps: self.steps,
-            batch: self.batch.into(),
+            batch: self.task.batch.into(),
             rate: self.rate,
             network_rate: self.network_rate,
             keep: self.keep,
@@ -236,14 +213,14 @@ pub fn tuned(
 }
 
 pub fn run(args: TuneArgs, global: Global) -> anyhow::Result<ExitCode> {
-    global.use_threads(args.tuning.threads)?;
+    global.use_threads(args.tuning.task.threads)?;
     check_folder(&args.out, false)?;
     let weights = if args.random_weights { Weights::Random(global.seed) } else { Weights::Learned };
     let (checkpoint, _) = network(&args.run, Weights::Learned, None)?;
     let settings = args.tuning.settings(&checkpoint.network, global.seed)?;
-    let (table, labels) = (args.tuning.labels.table.read()?, &args.tuning.labels.labels);
+    let (table, labels) = (args.tuning.task.labels.table.read()?, &args.tuning.task.labels.labels);
     let from = (&*args.run, &checkpoint);
-    let train = decoded(labels, table.as_ref(), (&args.tuning.classes, false), from, &global)?;
+    let train = decoded(labels, table.as_ref(), (&args.tuning.task.classes, false), from, &global)?;
     let to_test = match &args.test[..] {
         [] => None,
         sources => Some(decoded(sources, table.as_ref(), (&train.classes, true), from, &global)?),

@@ -9,7 +9,7 @@ use striate::classify::tune::Settings;
 use striate::probe::ntk::{Moment, Pictures, Plan, probe};
 use striate::report::probes::{Kernels, kernels_figure};
 
-use super::{TaskArgs, positive, some, write};
+use super::{ProbedArgs, positive, some, write};
 use crate::cli::Global;
 use crate::cli::classify::tune::learner;
 use crate::cli::classify::{LabelSource, decoded, network};
@@ -32,7 +32,7 @@ pub struct NtkArgs {
     /// Run folder of `striate train`.
     run: PathBuf,
     #[command(flatten)]
-    task: TaskArgs,
+    probed: ProbedArgs,
     /// Labelled pictures to test on, given as --labels are. May be repeated.
     #[arg(long, value_name = "[CLASS=]PATH[::PATTERN]")]
     test: Vec<LabelSource>,
@@ -72,14 +72,19 @@ fn scale(text: &str) -> Result<f64, String> {
 }
 
 pub fn run(args: NtkArgs, global: Global) -> anyhow::Result<ExitCode> {
-    global.use_threads(args.task.threads)?;
+    global.use_threads(args.probed.task.threads)?;
     let weights = if args.random_weights { Weights::Random(global.seed) } else { Weights::Learned };
     let (checkpoint, identity) = network(&args.run, Weights::Learned, None)?;
-    let settings = args.task.settings(&checkpoint.network, args.steps, global.seed)?;
+    let settings = args.probed.settings(&checkpoint.network, args.steps, global.seed)?;
     let settings = Settings { rate: args.rate, network_rate: args.network_rate, decay: 0.0, ..settings };
-    let (table, from) = (args.task.labels.table.read()?, (&*args.run, &checkpoint));
-    let train =
-        decoded(&args.task.labels.labels, table.as_ref(), (&args.task.classes, false), from, &global)?;
+    let (table, from) = (args.probed.task.labels.table.read()?, (&*args.run, &checkpoint));
+    let train = decoded(
+        &args.probed.task.labels.labels,
+        table.as_ref(),
+        (&args.probed.task.classes, false),
+        from,
+        &global,
+    )?;
     let chosen = some(&train, args.count.into(), global.seed);
     let test = match &args.test[..] {
         [] => None,

@@ -11,7 +11,7 @@ use striate::classify::tune::Lesson;
 use striate::probe::overparam::{Curve, Layer, Settings, outcomes, probe};
 use striate::report::probes::{Factors, factors_figure};
 
-use super::{TaskArgs, positive, some, write};
+use super::{ProbedArgs, positive, some, write};
 use crate::cli::Global;
 use crate::cli::classify::tune::learner;
 use crate::cli::classify::{decoded, network};
@@ -33,7 +33,7 @@ pub struct OverparamArgs {
     /// Run folder of `striate train`.
     run: PathBuf,
     #[command(flatten)]
-    task: TaskArgs,
+    probed: ProbedArgs,
     /// Which weights get the factor.
     #[arg(long, value_enum, default_value = "encoder")]
     layer: LayerArg,
@@ -71,7 +71,7 @@ fn power(text: &str) -> Result<f64, String> {
 }
 
 pub fn run(args: OverparamArgs, global: Global) -> anyhow::Result<ExitCode> {
-    global.use_threads(args.task.threads)?;
+    global.use_threads(args.probed.task.threads)?;
     let weights = if args.learned_weights { Weights::Learned } else { Weights::Random(global.seed) };
     let (checkpoint, identity) = network(&args.run, Weights::Learned, None)?;
     let settings = Settings {
@@ -81,11 +81,16 @@ pub fn run(args: OverparamArgs, global: Global) -> anyhow::Result<ExitCode> {
         },
         powers: args.powers,
         rates: args.rates,
-        tune: args.task.settings(&checkpoint.network, args.steps, global.seed)?,
+        tune: args.probed.settings(&checkpoint.network, args.steps, global.seed)?,
     };
-    let (table, from) = (args.task.labels.table.read()?, (&*args.run, &checkpoint));
-    let train =
-        decoded(&args.task.labels.labels, table.as_ref(), (&args.task.classes, false), from, &global)?;
+    let (table, from) = (args.probed.task.labels.table.read()?, (&*args.run, &checkpoint));
+    let train = decoded(
+        &args.probed.task.labels.labels,
+        table.as_ref(),
+        (&args.probed.task.classes, false),
+        from,
+        &global,
+    )?;
     let chosen = some(&train, args.count as usize, global.seed);
     let classes = (&train.class[..], train.classes.len());
     let lesson = Lesson::new(&train.dataset, &chosen, classes, &settings.tune)?;
