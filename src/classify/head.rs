@@ -7,6 +7,7 @@
 
 use faer::{Accum, MatRef};
 use ndarray_rand::rand_distr::{Distribution, StandardNormal};
+use rand::Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,17 @@ impl Parameter {
     fn zeros(name: &'static str, inputs: usize, outputs: usize) -> Parameter {
         let zeros = vec![0.0; inputs * outputs.next_multiple_of(MAP_PAD)];
         Parameter { name, inputs, outputs, values: zeros.clone(), gradient: zeros.clone(), sums: zeros }
+    }
+
+    /// Draws its values from a normal distribution of this deviation.
+    fn draw(&mut self, deviation: f32, rng: &mut impl Rng) {
+        let padded = self.padded();
+        for row in self.values.chunks_exact_mut(padded) {
+            for value in &mut row[..self.outputs] {
+                let draw: f32 = StandardNormal.sample(rng);
+                *value = deviation * draw;
+            }
+        }
     }
 
     /// Outputs with padding.
@@ -132,13 +144,7 @@ impl Head {
             let mut rng = rng::stream(seed, "attention", 0);
             let mut drawn = |name, inputs: usize, outputs: usize, scale: f32| {
                 let mut parameter = Parameter::zeros(name, inputs, outputs);
-                let padded = parameter.padded();
-                for row in parameter.values.chunks_exact_mut(padded) {
-                    for value in &mut row[..outputs] {
-                        let draw: f32 = StandardNormal.sample(&mut rng);
-                        *value = scale * draw;
-                    }
-                }
+                parameter.draw(scale, &mut rng);
                 parameter
             };
             let scale = (shape.channels as f32).powf(-0.5);
@@ -166,15 +172,9 @@ impl Head {
     /// Draws the classes' weights anew, so that their numbers vary by about `deviation` for standardised values that know nothing of each
     /// other.
     pub fn draw(&mut self, deviation: f32, seed: u64) {
-        let mut rng = rng::stream(seed, "head", 0);
-        let Parameter { inputs, outputs, values, .. } = &mut self.parameters[CLASSES];
-        let scale = deviation * (*inputs as f32).powf(-0.5);
-        for row in values.chunks_exact_mut(outputs.next_multiple_of(MAP_PAD)) {
-            for value in &mut row[..*outputs] {
-                let draw: f32 = StandardNormal.sample(&mut rng);
-                *value = scale * draw;
-            }
-        }
+        let of_classes = &mut self.parameters[CLASSES];
+        let scale = deviation * (of_classes.inputs as f32).powf(-0.5);
+        of_classes.draw(scale, &mut rng::stream(seed, "head", 0));
     }
 
     fn positions(&self) -> usize {
