@@ -538,6 +538,7 @@ fn probes_of_theory_are_written_told_and_shown() {
     );
     for (line, code, problem) in [
         ("probe ntk run --labels train --kind a", 2, "setting `--kind` is a, expected h or y"),
+        ("probe ntk run --labels train --stage 1 --steps 1 --network-rate 1e38", 1, "a lower --rate"),
         ("probe overparam run --labels train --powers 1", 2, "expected a number from 1.5 to 10"),
         ("probe overparam run --labels train --rates 1e20,1e25", 1, "every rate is too high"),
         ("classify compare run --labels train --test test --network-rates 1", 2, "--validation"),

@@ -1,5 +1,6 @@
 //! A read-out: a classifier, and which network it reads what of. It is kept in a folder like a checkpoint's.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, ArrayView2};
@@ -25,6 +26,15 @@ pub enum Weights {
     Learned,
     /// Random ones of this seed, for comparison.
     Random(u64),
+}
+
+impl fmt::Display for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Weights::Learned => write!(f, "the run's weights"),
+            Weights::Random(seed) => write!(f, "random weights (seed {seed})"),
+        }
+    }
 }
 
 /// A read-out without its numbers: what it is, and what it was learned from.

@@ -1,7 +1,7 @@
 //! `striate classify`: what are a run's features worth where there are labels?
 
 mod compare;
-mod fit;
+pub mod fit;
 mod test;
 pub mod tune;
 
@@ -77,10 +77,10 @@ pub struct LabelArgs {
 #[derive(Args)]
 pub struct TaskArgs {
     #[command(flatten)]
-    pub labels: LabelArgs,
+    labels: LabelArgs,
     /// Only these classes, in this order, with commas between [default: all that there are].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    pub classes: Vec<String>,
+    classes: Vec<String>,
     /// Stage that the classes are read off, from 1; those above have no part [default: the top one].
     #[arg(long, value_name = "N")]
     stage: Option<usize>,
@@ -104,6 +104,17 @@ impl TaskArgs {
             return Err(Error::Setting { key, got, want }.into());
         }
         Ok(Group { stage, kind: self.kind })
+    }
+
+    /// Decodes the pictures to learn from, and reads the table, which may name the classes of others too.
+    pub fn pictures(
+        &self,
+        from: (&Path, &Checkpoint),
+        global: &Global,
+    ) -> anyhow::Result<(Decoded, Option<LabelTable>)> {
+        let table = self.labels.table.read()?;
+        let pictures = decoded(&self.labels.labels, table.as_ref(), (&self.classes, false), from, global)?;
+        Ok((pictures, table))
     }
 }
 

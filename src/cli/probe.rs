@@ -82,12 +82,6 @@ fn some(pictures: &Decoded, count: usize, seed: u64) -> Vec<usize> {
     some_of_each(&pictures.class, share.min(1.0), seed)
 }
 
-/// Numbers above 0.
-fn positive(text: &str) -> Result<f64, String> {
-    let number = text.parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
-    number.ok_or("expected a number above 0".into())
-}
-
 /// Writes `RUN/probe/NAME.json` and `NAME.svg`.
 fn write(run: &Path, name: &str, result: &impl Serialize, drawn: String) -> anyhow::Result<PathBuf> {
     let folder = run.join("probe");

@@ -10,7 +10,7 @@ use super::regression::{Ridge, Spectrum, right, targets};
 use super::tangent::{Rates, Tangent, tangent};
 use crate::classify::tune::{Lesson, Settings, Tuner};
 use crate::dataset::{Dataset, available_memory};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::network::Network;
 use crate::network::preprocess::{Inputs, Whitening};
 
@@ -127,6 +127,12 @@ pub fn probe(
             progress(tuner.number, None);
         }
         let kernel = tangent(network, &mut tuner.head, settings.group, &inputs, cols, rates)?;
+        if !kernel.values.iter().all(|value| value.is_finite()) {
+            let problem = format!(
+                "the kernel is no number any more at step {moment}: a lower --rate or --network-rate may help"
+            );
+            return Err(Error::Mismatch(problem));
+        }
         let at = look(&kernel, first.as_ref(), &class, moment);
         progress(moment, Some(&at));
         found.push(at);

@@ -49,7 +49,7 @@ impl Tested {
             _ => format!(", means over {grid}x{grid} parts of each map"),
         });
         let weights = match self.readout.weights {
-            Weights::Random(seed) => format!(", random weights (seed {seed})"),
+            Weights::Random(_) => format!(", {}", self.readout.weights),
             Weights::Learned => String::new(),
         };
         let tuning = self.readout.tuning.as_ref().map_or(String::new(), |tuning| {

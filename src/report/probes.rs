@@ -63,13 +63,6 @@ enum Found {
     Factors(Box<Factors>),
 }
 
-fn weights(from: Weights) -> String {
-    match from {
-        Weights::Learned => "the run's weights".into(),
-        Weights::Random(seed) => format!("random weights (seed {seed})"),
-    }
-}
-
 fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
@@ -84,7 +77,7 @@ impl Kernels {
             "The tangent kernel of {} pictures and {} classes while all weights learn from {}{test}; before the first step the classes' numbers vary by {}. Regression: ridge regression in the kernel of that moment. Held out: each picture left out of it in turn, though after the first steps the kernel itself has learned from all of them.",
             grouped(self.pictures as u64),
             self.classes.len(),
-            weights(self.from),
+            self.from,
             self.head_scale,
         )
     }
@@ -119,7 +112,7 @@ impl Factors {
         };
         format!(
             "An extra linear factor in {layer}. Plain gradient descent from {} on {} pictures, {} steps of {}, each at the best of the rates {}. Speed: how many times less it takes with the factor to the higher of both last losses.",
-            weights(self.from),
+            self.from,
             grouped(self.pictures as u64),
             self.settings.tune.steps,
             self.settings.tune.batch,

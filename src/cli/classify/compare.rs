@@ -130,9 +130,8 @@ pub fn run(args: CompareArgs, global: Global) -> anyhow::Result<ExitCode> {
     global.use_threads(args.tuning.task.threads)?;
     let (checkpoint, identity) = network(&args.run, Weights::Learned, None)?;
     let settings = args.tuning.settings(&checkpoint.network, global.seed)?;
-    let (table, labels) = (args.tuning.task.labels.table.read()?, &args.tuning.task.labels.labels);
     let from = (&*args.run, &checkpoint);
-    let train = decoded(labels, table.as_ref(), (&args.tuning.task.classes, false), from, &global)?;
+    let (train, table) = args.tuning.task.pictures(from, &global)?;
     let others =
         |sources: &[LabelSource]| decoded(sources, table.as_ref(), (&train.classes, true), from, &global);
     let test = others(&args.test)?;

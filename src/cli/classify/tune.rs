@@ -218,9 +218,8 @@ pub fn run(args: TuneArgs, global: Global) -> anyhow::Result<ExitCode> {
     let weights = if args.random_weights { Weights::Random(global.seed) } else { Weights::Learned };
     let (checkpoint, _) = network(&args.run, Weights::Learned, None)?;
     let settings = args.tuning.settings(&checkpoint.network, global.seed)?;
-    let (table, labels) = (args.tuning.task.labels.table.read()?, &args.tuning.task.labels.labels);
     let from = (&*args.run, &checkpoint);
-    let train = decoded(labels, table.as_ref(), (&args.tuning.task.classes, false), from, &global)?;
+    let (train, table) = args.tuning.task.pictures(from, &global)?;
     let to_test = match &args.test[..] {
         [] => None,
         sources => Some(decoded(sources, table.as_ref(), (&train.classes, true), from, &global)?),
@@ -315,11 +314,7 @@ struct Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Summary { pictures, steps, seconds, images_per_second, peak_share, .. } = self;
-        let from = match self.from {
-            Weights::Learned => "the run's weights".into(),
-            Weights::Random(seed) => format!("random weights (seed {seed})"),
-        };
+        let Summary { from, pictures, steps, seconds, images_per_second, peak_share, .. } = self;
         writeln!(
             f,
             "tuned from {from} on {pictures} pictures: {steps} steps in {seconds:.0} s, {images_per_second:.0} images/s, {:.0} % of peak",

@@ -9,8 +9,9 @@ use striate::classify::tune::Settings;
 use striate::probe::ntk::{Moment, Pictures, Plan, probe};
 use striate::report::probes::{Kernels, kernels_figure};
 
-use super::{ProbedArgs, positive, some, write};
+use super::{ProbedArgs, some, write};
 use crate::cli::Global;
+use crate::cli::classify::fit::positive;
 use crate::cli::classify::tune::learner;
 use crate::cli::classify::{LabelSource, decoded, network};
 use crate::cli::labelled::name;
@@ -77,14 +78,8 @@ pub fn run(args: NtkArgs, global: Global) -> anyhow::Result<ExitCode> {
     let (checkpoint, identity) = network(&args.run, Weights::Learned, None)?;
     let settings = args.probed.settings(&checkpoint.network, args.steps, global.seed)?;
     let settings = Settings { rate: args.rate, network_rate: args.network_rate, decay: 0.0, ..settings };
-    let (table, from) = (args.probed.task.labels.table.read()?, (&*args.run, &checkpoint));
-    let train = decoded(
-        &args.probed.task.labels.labels,
-        table.as_ref(),
-        (&args.probed.task.classes, false),
-        from,
-        &global,
-    )?;
+    let from = (&*args.run, &checkpoint);
+    let (train, table) = args.probed.task.pictures(from, &global)?;
     let chosen = some(&train, args.count.into(), global.seed);
     let test = match &args.test[..] {
         [] => None,

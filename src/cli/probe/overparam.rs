@@ -11,10 +11,11 @@ use striate::classify::tune::Lesson;
 use striate::probe::overparam::{Curve, Layer, Settings, outcomes, probe};
 use striate::report::probes::{Factors, factors_figure};
 
-use super::{ProbedArgs, positive, some, write};
+use super::{ProbedArgs, some, write};
 use crate::cli::Global;
+use crate::cli::classify::fit::positive;
+use crate::cli::classify::network;
 use crate::cli::classify::tune::learner;
-use crate::cli::classify::{decoded, network};
 use crate::cli::labelled::name;
 use crate::cli::train::on_signals;
 
@@ -83,14 +84,7 @@ pub fn run(args: OverparamArgs, global: Global) -> anyhow::Result<ExitCode> {
         rates: args.rates,
         tune: args.probed.settings(&checkpoint.network, args.steps, global.seed)?,
     };
-    let (table, from) = (args.probed.task.labels.table.read()?, (&*args.run, &checkpoint));
-    let train = decoded(
-        &args.probed.task.labels.labels,
-        table.as_ref(),
-        (&args.probed.task.classes, false),
-        from,
-        &global,
-    )?;
+    let (train, _) = args.probed.task.pictures((&*args.run, &checkpoint), &global)?;
     let chosen = some(&train, args.count as usize, global.seed);
     let classes = (&train.class[..], train.classes.len());
     let lesson = Lesson::new(&train.dataset, &chosen, classes, &settings.tune)?;
