@@ -211,10 +211,11 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// Mean norm of the first pictures: the size of a natural picture.
+    /// Mean norm of the first pictures: the size of a natural picture. The same however many threads there are.
     pub fn natural_norm(&self) -> f32 {
-        let count = self.len().min(1000);
-        let norm = |index| self.picture(index).iter().map(|x| x * x).sum::<f32>().sqrt();
-        (0..count).into_par_iter().map(norm).sum::<f32>() / count as f32
+        let square = |index| self.picture(index).iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+        // Summed in their order: threads that add up what they have each round differently every time.
+        let squares: Vec<f64> = (0..self.len().min(1000)).into_par_iter().map(square).collect();
+        (squares.iter().map(|square| square.sqrt()).sum::<f64>() / squares.len() as f64) as f32
     }
 }
