@@ -39,6 +39,9 @@ pub struct Settings {
     /// So many of the lowest stages stay as they are.
     #[serde(default)]
     pub keep: usize,
+    /// In so many of the first steps only the head learns (a linear probe before fine-tuning; Kumar et al. 2022).
+    #[serde(default)]
+    pub head_first: u64,
     /// The rule of a step: momentum or AdaGrad.
     #[serde(default = "momentum")]
     pub optimiser: Optimiser,
@@ -68,6 +71,7 @@ impl Default for Settings {
             rate: 0.5,
             network_rate: 0.01,
             keep: 0,
+            head_first: 0,
             optimiser: momentum(),
             momentum: 0.9,
             decay: 1e-4,
@@ -79,8 +83,9 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The rule of a step at its place in the schedule: rising for a twentieth, holding to a half, then falling linearly to a hundredth.
-    fn step(&self, network: &Network, rate: f64, number: u64) -> Step {
+    /// The rule of a step at its place in a schedule of so many: rising for a twentieth, holding to a half, then falling linearly to a
+    /// hundredth.
+    fn step(&self, network: &Network, rate: f64, (number, steps): (u64, u64)) -> Step {
         let training = Training {
             optimiser: self.optimiser,
             rate,
@@ -88,12 +93,12 @@ impl Settings {
             encoder_decay: self.decay,
             max_step: 0.0,
             decoder_norm_bound: 0.0,
-            warmup: (self.steps / 20).max(1),
+            warmup: (steps / 20).max(1),
             rate_hold: 0.5,
             rate_end: 0.01,
             ..Training::default()
         };
-        Step::new(network.cpu, &training, schedule(&training, number, self.steps), number)
+        Step::new(network.cpu, &training, schedule(&training, number, steps), number)
     }
 }
 
@@ -253,10 +258,16 @@ impl<'a> Tuner<'a> {
     /// # Errors
     /// The loss is no number any more, or pictures cannot be read.
     pub fn step(&mut self) -> Result<Loss> {
-        let (settings, inputs) = (self.settings, self.head.parameters[0].inputs as f64);
-        let rates = [settings.network_rate, settings.rate / inputs];
-        let [of_network, of_head] = rates.map(|rate| settings.step(self.network, rate, self.number));
-        let of_network = (settings.network_rate > 0.0).then_some(&of_network as &dyn WeightUpdate);
+        let (settings, network, number) = (self.settings, self.network, self.number);
+        let inputs = self.head.parameters[0].inputs as f64;
+        let of_head = settings.step(network, settings.rate / inputs, (number, settings.steps));
+        // The network's schedule begins when it does.
+        let learns = settings.network_rate > 0.0 && number >= settings.head_first;
+        let of_network = learns.then(|| {
+            let place = (number - settings.head_first, settings.steps - settings.head_first);
+            settings.step(network, settings.network_rate, place)
+        });
+        let of_network = of_network.as_ref().map(|step| step as &dyn WeightUpdate);
         let loss = self.step_by(of_network, &of_head)?;
         if !loss.value.is_finite() {
             let problem = format!(

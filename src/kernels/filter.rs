@@ -13,9 +13,9 @@ mod gradient;
 use std::ops::Range;
 
 use super::stored::{Slice, widen};
-use super::{Cpu, Kernel, LANES, Simd, with_scratch};
+use super::{Cpu, Kernel, LANES, Simd, prefetch, with_scratch};
 use crate::geometry::StageShape;
-pub use gradient::{respond_and_weight_gradient, weight_gradient};
+pub use gradient::{Soon, respond_and_weight_gradient, weight_gradient};
 
 /// Maps are padded to a multiple of this in the storage of weights.
 pub const MAP_PAD: usize = 8;
@@ -162,9 +162,9 @@ impl Ahead {
     }
 
     #[inline(always)]
-    unsafe fn ask<S: Simd>(&mut self) {
+    fn ask(&mut self) {
         for _ in 0..self.lines {
-            unsafe { S::prefetch(self.next) };
+            prefetch(self.next);
             if self.left > LINE_BYTES {
                 self.left -= LINE_BYTES;
                 self.next = self.next.wrapping_add(LINE_BYTES);
@@ -245,7 +245,7 @@ macro_rules! in_blocks {
             while map < $self.maps {
                 // SAFETY: blocks stay within the lanes and maps that `Field::check` held the slices to.
                 map += unsafe {
-                    ahead.ask::<S>();
+                    ahead.ask();
                     match ($self.maps - map, wide) {
                         (8.., 3) if S::MAPS >= 8 => $self.block::<S, 8, 3>($piece, weights, map, lane),
                         (8.., 2) if S::MAPS >= 8 => $self.block::<S, 8, 2>($piece, weights, map, lane),

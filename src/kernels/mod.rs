@@ -19,9 +19,9 @@ use std::cell::RefCell;
 
 use crate::error::{Error, Result};
 pub use buffer::Buffer;
-pub use product::product;
+pub use product::{product, product_by_columns};
 pub use rows::Rows;
-pub use simd::Simd;
+pub use simd::{Simd, prefetch};
 
 /// Lanes come in multiples of this: one AVX-512 vector of f32.
 pub const LANES: usize = 16;

@@ -50,6 +50,24 @@ impl Kernel for PoolRow<'_> {
     }
 }
 
+/// Divides `dh` by `h`: see [`pool_gradient_row`].
+pub fn divide(cpu: Cpu, dh: &mut [f32], h: &[f32]) {
+    cpu.run(Divide { dh, h });
+}
+
+struct Divide<'a> {
+    dh: &'a mut [f32],
+    h: &'a [f32],
+}
+
+impl Kernel for Divide<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        self.dh.iter_mut().zip(self.h).for_each(|(dh, h)| *dh /= h);
+    }
+}
+
 /// Makes a row of `da[y, x, m, :] = a[y, x, m, :] · Σ_{(i,j) covering (y,x)} q[i, j, m, :]`, where `q = dh / h`.
 ///
 /// `q`: all of it, `[rows, cols, maps, lanes]` of the complex units; `a` and `da`: row `row` of the simple units.

@@ -43,6 +43,16 @@ pub trait Simd: Copy {
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// Writes the `WIDTH / 2` sums `v[0] + v[1], v[2] + v[3], ...` to `p`.
     unsafe fn store_pair_sums(p: *mut f32, v: Self::V);
+    /// Transposes 8 rows of 8 pairs, `step` numbers apart, into 8 rows that lie one after the other.
+    #[inline(always)]
+    unsafe fn transpose_pairs(rows: *const f32, step: usize, out: *mut f32) {
+        unsafe {
+            for (row, pair) in (0..8).flat_map(|row| (0..8).map(move |pair| (row, pair))) {
+                let value = rows.add(row * step + 2 * pair).cast::<u64>().read_unaligned();
+                out.add(16 * pair + 2 * row).cast::<u64>().write_unaligned(value);
+            }
+        }
+    }
     /// Adds the products of `taps` weights of `M` maps with as many inputs of `V` vectors: `sum[m][v] += Σ_t w[t][m] · x[t][v]`, where
     /// taps are `w_step` and `x_step` numbers apart. The innermost loop of all filtering.
     #[inline(always)]
@@ -54,17 +64,18 @@ pub trait Simd: Copy {
     ) {
         unsafe { sum_taps::<Self, M, V>(taps, w, x, sum) }
     }
-    /// Asks for the cache line at `p`, which need not be valid, to be brought into the second-level cache.
-    #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: SSE is part of x86-64, and a prefetch of any address is allowed.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = p;
+}
+
+/// Asks for the cache line at `p`, which need not be valid, to be brought into the second-level cache.
+#[inline(always)]
+pub fn prefetch<T>(p: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of x86-64, and a prefetch of any address is allowed.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 /// [`Simd::sum_taps`], as it stands there.
@@ -414,6 +425,37 @@ mod x86 {
         #[inline(always)]
         unsafe fn add(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn transpose_pairs(rows: *const f32, step: usize, out: *mut f32) {
+            unsafe {
+                let mut quarters = [[_mm512_setzero_pd(); 4]; 2];
+                for (half, quarters) in quarters.iter_mut().enumerate() {
+                    let mut row = [_mm512_setzero_pd(); 4];
+                    for (number, row) in row.iter_mut().enumerate() {
+                        *row = _mm512_loadu_pd(rows.add((4 * half + number) * step).cast());
+                    }
+                    // Pairs of two rows: of columns 0, 2, 4, 6, and of 1, 3, 5, 7.
+                    let (even, even2) =
+                        (_mm512_unpacklo_pd(row[0], row[1]), _mm512_unpacklo_pd(row[2], row[3]));
+                    let (odd, odd2) =
+                        (_mm512_unpackhi_pd(row[0], row[1]), _mm512_unpackhi_pd(row[2], row[3]));
+                    // Of four rows: of columns 0 and 4, 1 and 5, 2 and 6, 3 and 7.
+                    *quarters = [
+                        _mm512_shuffle_f64x2::<0b10_00_10_00>(even, even2),
+                        _mm512_shuffle_f64x2::<0b10_00_10_00>(odd, odd2),
+                        _mm512_shuffle_f64x2::<0b11_01_11_01>(even, even2),
+                        _mm512_shuffle_f64x2::<0b11_01_11_01>(odd, odd2),
+                    ];
+                }
+                let [upper, lower] = quarters;
+                for column in 0..4 {
+                    let (upper, lower) = (upper[column], lower[column]);
+                    let (near, far) = (out.add(16 * column), out.add(16 * (column + 4)));
+                    _mm512_storeu_pd(near.cast(), _mm512_shuffle_f64x2::<0b10_00_10_00>(upper, lower));
+                    _mm512_storeu_pd(far.cast(), _mm512_shuffle_f64x2::<0b11_01_11_01>(upper, lower));
+                }
+            }
         }
         #[inline(always)]
         unsafe fn store_pair_sums(p: *mut f32, v: __m512) {

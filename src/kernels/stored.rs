@@ -29,9 +29,14 @@ pub enum Slice<'a> {
 impl Stored {
     /// `len` zeros.
     pub fn zeros(len: usize, precision: Precision) -> Stored {
+        Stored::zeros_together([len], precision).pop().expect("one for each length")
+    }
+
+    /// Zeros of each length, see [`Buffer::zeros_together`].
+    pub fn zeros_together(lens: impl IntoIterator<Item = usize>, precision: Precision) -> Vec<Stored> {
         match precision {
-            Precision::F32 => Stored::F32(Buffer::zeros(len)),
-            Precision::Bf16 => Stored::Bf16(Buffer::zeros(len)),
+            Precision::F32 => Buffer::zeros_together(lens).into_iter().map(Stored::F32).collect(),
+            Precision::Bf16 => Buffer::zeros_together(lens).into_iter().map(Stored::Bf16).collect(),
         }
     }
 

@@ -240,11 +240,13 @@ impl Workspace {
         }
     }
 
-    /// Begins a minibatch of this many pictures, all zero.
+    /// Begins a minibatch of this many pictures, to be put into as many lanes; those without one are zero.
     pub fn start(&mut self, pictures: usize) {
         assert!((1..=self.lanes).contains(&pictures), "{pictures} pictures in {} lanes", self.lanes);
         self.pictures = pictures;
-        self.input.fill(0.0);
+        if pictures < self.lanes {
+            self.input.chunks_exact_mut(self.lanes).for_each(|lanes| lanes[pictures..].fill(0.0));
+        }
     }
 
     /// Puts one picture, values in order `[channel, row, column]`, into a lane.

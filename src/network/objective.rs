@@ -165,10 +165,13 @@ impl Network {
         mut at_stage: impl FnMut(usize, &[f32], &mut Activations),
     ) {
         assert!(self.is_whole(), "parts of a network learn without labels only");
-        for acts in &mut work.stages[first..=last] {
-            acts.da.fill(0.0);
-            acts.dh.fill(0.0);
-            acts.dy.fill(0.0);
+        for Activations { rows, dh, dy, .. } in &mut work.stages[first..=last] {
+            for map in [dh, dy] {
+                rows.each(map, FILLED, |_, piece| piece.fill(0.0));
+            }
+        }
+        if kind == Kind::A {
+            work.stages[last].da.fill(0.0);
         }
         seed(work);
         for index in (first..=last).rev() {
@@ -207,6 +210,9 @@ impl Network {
         }
     }
 }
+
+/// Numbers that a thread fills at once.
+const FILLED: usize = 1 << 15;
 
 /// Pieces that a sum is made of: a fixed number, so that it does not depend on threads.
 const PIECES: usize = 32;

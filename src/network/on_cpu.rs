@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::stage::{Activations, Stage, StageKernels};
 use super::strip::rows_of;
 use super::weights::{At, Place, WeightUpdate, Weights};
-use crate::kernels::filter::{self, Field, TOGETHER};
+use crate::kernels::filter::{self, Field, Soon, TOGETHER};
 use crate::kernels::lcn::Within;
 use crate::kernels::stored::Slice;
 use crate::kernels::{Cpu, pool, with_scratch};
@@ -117,7 +117,7 @@ impl StageKernels for Cpu {
         let Activations { rows, field, a, h, dh, da, .. } = acts;
         let (s, pooled) = (&stage.shape, stage.shape.pooled.row_len() * field.lanes);
         rows.each_in(dh, pooled, &stage.strip.pooled, |row, dh| {
-            dh.iter_mut().zip(&h[row * pooled..]).for_each(|(dh, &h)| *dh /= h);
+            pool::divide(*self, dh, &h[row * pooled..]);
         });
         stage.strip.fill_pools(dh, pooled);
         let filtered = s.filtered.row_len() * field.lanes;
@@ -157,9 +157,19 @@ impl StageKernels for Cpu {
                 filter::respond(cpu, field, maps, block.read().encoder.all(), residual, da);
                 return;
             }
-            let gradient = |few: Few, weights: Slice, gradient: &mut [f32]| {
+            let gradient = |few: Few, [weights, sums]: Soon, gradient: &mut [f32]| {
                 let (a, da, residual) = (&a[few.units.clone()], &mut da[few.units], &residual[few.input..]);
-                filter::respond_and_weight_gradient(cpu, field, maps, weights, residual, da, a, gradient);
+                filter::respond_and_weight_gradient(
+                    cpu,
+                    field,
+                    maps,
+                    weights,
+                    residual,
+                    da,
+                    a,
+                    [sums, Slice::F32(&[])],
+                    gradient,
+                );
             };
             learn_block(cpu, stage, field, (number, Weights::Decoder), gradient, update);
         });
@@ -191,12 +201,12 @@ fn learn_encoder(
         let place = &blocks[number].place;
         let (maps, input) = (blocks[number].maps().0, seen(stage, field, place, input));
         let (a, residual) = (&a[start(number)..][..da.len()], seen(stage, field, place, residual));
-        let gradient = |few: Few, _: Slice, gradient: &mut [f32]| {
+        let gradient = |few: Few, soon: Soon, gradient: &mut [f32]| {
             let Few { units, input: first } = few;
-            filter::weight_gradient(cpu, field, maps, &input[first..], &da[units.clone()], gradient);
+            filter::weight_gradient(cpu, field, maps, &input[first..], &da[units.clone()], soon, gradient);
             if by_residual {
                 with_scratch([gradient.len()], |[more]| {
-                    filter::weight_gradient(cpu, field, maps, &residual[first..], &a[units], more);
+                    filter::weight_gradient(cpu, field, maps, &residual[first..], &a[units], soon, more);
                     gradient.iter_mut().zip(more.iter()).for_each(|(g, more)| *g += more);
                 });
             }
@@ -270,7 +280,7 @@ fn learn_block(
     stage: &Stage,
     field: Field,
     (number, which): (usize, Weights),
-    mut gradient: impl FnMut(Few, Slice, &mut [f32]),
+    mut gradient: impl FnMut(Few, Soon, &mut [f32]),
     update: &dyn WeightUpdate,
 ) {
     let block = &stage.blocks.all()[number];
@@ -278,12 +288,17 @@ fn learn_block(
     let (cell, len) = (maps * field.lanes, field.taps() * padded);
     let positions = block.place.cols.len();
     let (tied, arrays) = (stage.blocks.is_tied(), &mut *block.write());
+    let sums = if which == Weights::Encoder { Weights::EncoderSums } else { Weights::DecoderSums };
     with_scratch([TOGETHER.min(positions) * len], |[gradients]| {
         for first in (0..positions).step_by(TOGETHER) {
             let last = (first + TOGETHER).min(positions);
             let few = Few { units: first * cell..last * cell, input: first * field.step * field.lanes };
             let gradients = &mut gradients[..(last - first) * len];
-            gradient(few, arrays.get(which).slice(first * len..last * len), gradients);
+            let soon = [which, sums].map(|array| {
+                let (array, range) = (arrays.get(array), first * len..last * len);
+                array.slice(if array.is_empty() { 0..0 } else { range })
+            });
+            gradient(few, soon, gradients);
             for (position, gradient) in (first..last).zip(gradients.chunks_exact_mut(len)) {
                 let at = At { stage: stage.number - 1, block: number, position, which, tied };
                 arrays.edit(cpu, (which, position), len, at.key(update.number()), |weights, sums| {

@@ -10,11 +10,9 @@ mod local;
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
-use faer::{Mat, Side};
-use ndarray::linalg::{general_mat_mul, general_mat_vec_mul};
-use ndarray::{
-    Array1, Array2, Array3, Array4, ArrayView2, ArrayView3, ArrayViewMut2, Axis, aview_mut1, aview1,
-};
+use faer::{Mat, MatRef, Side};
+use ndarray::linalg::general_mat_vec_mul;
+use ndarray::{Array1, Array2, Array3, Array4, ArrayView2, ArrayView3, Axis, aview_mut1, aview1};
 use rand::Rng;
 use rayon::prelude::*;
 
@@ -23,7 +21,7 @@ use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::geometry::MapShape;
 use crate::kernels::lcn::Lcn;
-use crate::kernels::{Cpu, with_scratch};
+use crate::kernels::{Cpu, product_by_columns, with_scratch};
 use crate::network::convolve::{convolve, convolve_transposed, deconvolve};
 use crate::rng;
 pub use inputs::{Inputs, Scratch};
@@ -44,9 +42,6 @@ const FIT_VALUES: usize = 32_000_000;
 
 /// Most pictures on which the variance of preprocessed values is measured.
 const SCALE_PICTURES: usize = 1000;
-
-/// Columns of a whitening matrix that a thread takes at a time.
-const COLUMNS: usize = 256;
 
 /// Preprocessing, fitted.
 #[derive(Debug, Clone, PartialEq)]
@@ -278,14 +273,9 @@ impl Whitening {
                     normalise_to(pixels, row);
                     row.iter_mut().zip(mean).for_each(|(x, mean)| *x -= mean);
                 });
-                let size = (count, len);
-                let x = ArrayView2::from_shape(size, normal).expect("rows of one length");
-                let mut out = ArrayViewMut2::from_shape(size, white).expect("rows of one length");
-                // Each number has its terms in the same order, however the columns are divided.
-                let columns = out.axis_chunks_iter_mut(Axis(1), COLUMNS).into_par_iter();
-                columns.zip(matrix.axis_chunks_iter(Axis(1), COLUMNS)).for_each(|(mut out, matrix)| {
-                    general_mat_mul(1.0, &x, &matrix, 0.0, &mut out);
-                });
+                let x = MatRef::from_row_major_slice(normal, count, len);
+                let matrix = matrix.as_slice().expect("a matrix in order");
+                product_by_columns(white, x, MatRef::from_row_major_slice(matrix, len, len));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::ops::{Deref, Range};
 use super::strip::{Strip, share};
 use super::weights::{Blocks, WeightUpdate};
 use crate::config::{self, LcnBorder, Precision, Reconstruction};
-use crate::geometry::{MapShape, StageShape};
+use crate::geometry::StageShape;
 use crate::kernels::filter::Field;
 use crate::kernels::lcn::{Lcn, LcnScratch};
 use crate::kernels::{Buffer, Rows};
@@ -171,7 +171,10 @@ impl Stage {
 
     /// Room for a minibatch of this many lanes.
     pub fn activations(&self, lanes: usize) -> Activations {
-        let (s, maps) = (&self.shape, |shape: MapShape| Buffer::zeros(shape.len() * lanes));
+        let s = &self.shape;
+        let shapes = [s.filtered, s.pooled, s.pooled, s.input, s.filtered, s.pooled, s.pooled];
+        let mut maps = Buffer::zeros_together(shapes.map(|shape| shape.len() * lanes)).into_iter();
+        let [a, h, y, residual, da, dh, dy] = shapes.map(|_| maps.next().expect("one for each shape"));
         let renormalise = self.settings.lcn_border == LcnBorder::Renorm;
         let lcn = |side| Lcn::new(s.pooled, lanes, side, self.settings.lcn_floor as f32, renormalise);
         Activations {
@@ -179,13 +182,13 @@ impl Stage {
             field: Field::new(s, lanes),
             lcn: (s.lcn > 0).then(|| lcn(s.lcn)),
             lcn_scratch: LcnScratch::new(s.pooled, lanes),
-            a: maps(s.filtered),
-            h: maps(s.pooled),
-            y: maps(s.pooled),
-            residual: maps(s.input),
-            da: maps(s.filtered),
-            dh: maps(s.pooled),
-            dy: maps(s.pooled),
+            a,
+            h,
+            y,
+            residual,
+            da,
+            dh,
+            dy,
         }
     }
 }

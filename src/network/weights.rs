@@ -219,21 +219,26 @@ impl Blocks {
         let (cols, maps) = division(&shape);
         let (s, taps) = (shape.filtered, shape.taps());
         let parts = |all: usize, of: usize| (0..all).step_by(of).map(move |at| at..(at + of).min(all));
-        let block = |place: Place| {
-            let size = place.cols.len() * taps * place.maps.len().next_multiple_of(MAP_PAD);
-            let array = |needed| Stored::zeros(if needed { size } else { 0 }, precision);
-            let needed = [true, !tied, sums, sums && !tied];
-            let [encoder, decoder, encoder_sums, decoder_sums] = needed.map(array);
-            Block { place, arrays: Shared::new(Arrays { encoder, decoder, encoder_sums, decoder_sums }) }
-        };
         let places = (0..s.rows).flat_map(|row| {
             let columns = parts(s.cols, cols);
             columns.flat_map(move |cols| {
                 parts(s.channels, maps).map(move |maps| Place { row, cols: cols.clone(), maps })
             })
         });
+        let places: Vec<Place> = places.collect();
+        let size = |place: &Place| place.cols.len() * taps * place.maps.len().next_multiple_of(MAP_PAD);
+        // One array of all blocks after the other: a processor that works on a block finds what it needs in few pages.
+        let mut arrays = [true, !tied, sums, sums && !tied].map(|needed| {
+            let lens = places.iter().map(|place| if needed { size(place) } else { 0 });
+            Stored::zeros_together(lens, precision).into_iter()
+        });
+        let block = |place: Place| {
+            let [encoder, decoder, encoder_sums, decoder_sums] =
+                arrays.each_mut().map(|array| array.next().expect("one for each block"));
+            Block { place, arrays: Shared::new(Arrays { encoder, decoder, encoder_sums, decoder_sums }) }
+        };
         let per_row = s.cols.div_ceil(cols) * s.channels.div_ceil(maps);
-        Blocks { shape, precision, tied, blocks: places.map(block).collect(), per_row }
+        Blocks { shape, precision, tied, blocks: places.into_iter().map(block).collect(), per_row }
     }
 
     /// Encoder entries from N(0, 1/taps), decoder filters the same directions with norm 1; drawn from the streams

@@ -196,11 +196,12 @@ fn extra(network: &Network, head: &Head, settings: &Settings) -> u64 {
     }
 }
 
-/// The best curves of each power beside each other.
+/// The best curves of each power beside each other, and what is wrong with the powers that have none: all rates were too high, with the
+/// factor or without it.
 ///
 /// # Errors
-/// All rates were too high for one of them.
-pub fn outcomes(curves: &[Curve]) -> Result<Vec<Outcome>> {
+/// That is so for every power.
+pub fn outcomes(curves: &[Curve]) -> Result<(Vec<Outcome>, Vec<String>)> {
     let mut powers: Vec<f64> = curves.iter().map(|curve| curve.power).collect();
     powers.dedup();
     let best = |power: f64, factored: bool| {
@@ -209,13 +210,22 @@ pub fn outcomes(curves: &[Curve]) -> Result<Vec<Outcome>> {
         let at_end = |curve: &&Curve| curve.points.last().map_or(f64::MAX, |point| point.loss);
         whole.min_by(|a, b| at_end(a).total_cmp(&at_end(b))).ok_or_else(|| {
             let with = if factored { "with" } else { "without" };
-            let problem = format!(
+            format!(
                 "--rates: for p = {power} {with} the factor every rate is too high: the loss became no number"
-            );
-            Error::Mismatch(problem)
+            )
         })
     };
-    powers.into_iter().map(|power| Ok(outcome(best(power, false)?, best(power, true)?))).collect()
+    let (mut outcomes, mut problems) = (Vec::new(), Vec::new());
+    for power in powers {
+        match best(power, false).and_then(|plain| Ok(outcome(plain, best(power, true)?))) {
+            Ok(found) => outcomes.push(found),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    match problems.first() {
+        Some(problem) if outcomes.is_empty() => Err(Error::Mismatch(problem.clone())),
+        _ => Ok((outcomes, problems)),
+    }
 }
 
 fn outcome(plain: &Curve, factored: &Curve) -> Outcome {
@@ -271,7 +281,8 @@ mod tests {
     fn speed_is_told_by_what_it_costs_to_come_to_the_same_loss() {
         let plain = [curve(false, 0.1, &[1.0, 0.8, 0.6, 0.5]), curve(false, 1.0, &[1.0, 0.9, 0.9, 0.9])];
         let factored = [curve(true, 0.1, &[1.0, 0.4, 0.3, 0.2])];
-        let all = outcomes(&[&plain[..], &factored[..]].concat()).unwrap();
+        let (all, problems) = outcomes(&[&plain[..], &factored[..]].concat()).unwrap();
+        assert!(problems.is_empty());
         let Outcome { plain_rate, plain_loss, factored_loss, speed_by_flops, speed_by_seconds, .. } = all[0];
         assert_eq!((plain_rate, plain_loss, factored_loss), (0.1, 0.5, 0.2));
         // Loss 0.5 lies five sixths of the way from its first point to its second.
@@ -281,9 +292,16 @@ mod tests {
     }
 
     #[test]
-    fn rates_that_are_all_too_high_are_an_error() {
+    fn rates_that_are_all_too_high_are_told_and_an_error_if_nothing_else_is_there() {
         let broken = Curve { whole: false, points: Vec::new(), ..curve(true, 9.0, &[]) };
-        let error = outcomes(&[curve(false, 0.1, &[1.0]), broken]).unwrap_err().to_string();
-        assert!(error.contains("p = 4 with the factor every rate is too high"), "{error}");
+        let problem = "p = 4 with the factor every rate is too high";
+        let of_four = [curve(false, 0.1, &[1.0]), broken];
+        let error = outcomes(&of_four).unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
+        // What came of other powers is not lost.
+        let of_two = [false, true].map(|factored| Curve { power: 2.0, ..curve(factored, 0.1, &[1.0]) });
+        let (all, problems) = outcomes(&[of_two, of_four].concat()).unwrap();
+        assert!(all.len() == 1 && all[0].power == 2.0);
+        assert!(problems.len() == 1 && problems[0].contains(problem), "{problems:?}");
     }
 }

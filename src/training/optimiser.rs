@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Optimiser, Training};
-use crate::kernels::{Cpu, Kernel, Simd, with_scratch};
+use crate::kernels::{Cpu, Kernel, Simd, prefetch, with_scratch};
 use crate::network::{At, WeightUpdate, Weights};
 
 /// Factor of the learning rate at a step of a phase: rising to 1, holding, then linearly down to the end.
@@ -218,8 +218,8 @@ impl Step {
             // SAFETY: both slices have `WIDTH` numbers from `at` on.
             unsafe {
                 let (gradient, sums) = (gradient.as_mut_ptr().add(at), sums.as_mut_ptr().add(at));
-                S::prefetch(sums.wrapping_add(CHUNK).cast());
-                S::prefetch(weights.as_ptr().wrapping_add(first + at + CHUNK).cast());
+                prefetch(sums.wrapping_add(CHUNK));
+                prefetch(weights.as_ptr().wrapping_add(first + at + CHUNK));
                 let g = S::load(gradient);
                 let sum = S::mul_add(g, g, S::load(sums));
                 S::store(sums, sum);

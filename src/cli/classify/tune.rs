@@ -53,6 +53,9 @@ pub struct TuningArgs {
     /// Leave so many of the lowest stages as they are.
     #[arg(long, default_value_t = 0, value_name = "STAGES")]
     keep: usize,
+    /// Let only the head learn in so many of the first steps: a linear probe before fine-tuning (Kumar et al. 2022).
+    #[arg(long, default_value_t = 0, value_name = "STEPS")]
+    head_first: u64,
     /// The rule of a step.
     #[arg(long, value_enum, default_value = "momentum")]
     optimiser: OptimiserArg,
@@ -142,6 +145,13 @@ impl TuningArgs {
             let want = format!("at most {}: stage {} is read", group.stage, group.stage + 1);
             refuse("--keep", self.keep.to_string(), &want)?;
         }
+        if self.head_first > self.steps {
+            refuse(
+                "--head-first",
+                self.head_first.to_string(),
+                &format!("at most {}, all steps", self.steps),
+            )?;
+        }
         if self.shift >= network.input.rows.min(network.input.cols) {
             refuse("--shift", self.shift.to_string(), "less than the picture's sides")?;
         }
@@ -157,6 +167,7 @@ impl TuningArgs {
             rate: self.rate,
             network_rate: self.network_rate,
             keep: self.keep,
+            head_first: self.head_first,
             optimiser: match self.optimiser {
                 OptimiserArg::Momentum => Optimiser::Momentum,
                 OptimiserArg::Adagrad => Optimiser::Adagrad,

@@ -112,16 +112,18 @@ pub fn run(args: OverparamArgs, global: Global) -> anyhow::Result<ExitCode> {
         say!("interrupted; nothing was written");
         return Ok(ExitCode::from(128 + stop.load(Ordering::Relaxed) as u8));
     };
+    let (outcomes, problems) = outcomes(&curves)?;
     let factors = Factors {
         checkpoint: identity,
         from: weights,
         labels: train.sources.clone(),
         pictures: chosen.len(),
         settings,
-        outcomes: outcomes(&curves)?,
+        outcomes,
         curves,
     };
     write(&args.run, &args.name, &factors, factors_figure(&factors))?;
+    global.warn(&problems);
     global.print(&factors)?;
     Ok(ExitCode::SUCCESS)
 }

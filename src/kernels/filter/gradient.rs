@@ -2,17 +2,19 @@
 
 use super::{Field, MAP_PAD, Piece, PieceWeights, Respond, Sweep};
 use crate::kernels::stored::Slice;
-use crate::kernels::{Cpu, Kernel, LANES, Simd, with_scratch};
+use crate::kernels::{Cpu, Kernel, LANES, Simd, prefetch, with_scratch};
 
 /// Writes the weight gradients of positions side by side: `gradient[p, t, m] = Σ_lane input[t of p, lane] · response[p, m, lane]`.
 ///
-/// `gradient` is laid out like the weights; `input` starts with the first field's first number.
+/// `gradient` is laid out like the weights; `input` starts with the first field's first number. Memory is asked for `soon`, what will be
+/// changed by the gradient, in the meantime.
 pub fn weight_gradient(
     cpu: Cpu,
     field: Field,
     maps: usize,
     input: &[f32],
     response: &[f32],
+    soon: Soon,
     gradient: &mut [f32],
 ) {
     let positions = field.check(&(0..field.rows), maps, gradient.len(), input, response);
@@ -23,10 +25,14 @@ pub fn weight_gradient(
             padded: maps.next_multiple_of(MAP_PAD),
             input,
             pairs,
+            soon,
             gradient,
         });
     });
 }
+
+/// Arrays laid out like the weights, or empty ones.
+pub type Soon<'a> = [Slice<'a>; 2];
 
 /// [`respond`](super::respond) with `weights` into `out`, and [`weight_gradient`] with `response` into `gradient`, of the same input, which
 /// passes by only once.
@@ -39,6 +45,7 @@ pub fn respond_and_weight_gradient(
     input: &[f32],
     out: &mut [f32],
     response: &[f32],
+    soon: Soon,
     gradient: &mut [f32],
 ) {
     let positions = field.check(&(0..field.rows), maps, weights.len(), input, out);
@@ -48,7 +55,7 @@ pub fn respond_and_weight_gradient(
             let padded = weights.padded;
             cpu.run(Both {
                 respond: Respond { field, positions, maps, weights, input, out },
-                gradient: WeightGradient { field, positions, padded, input, pairs, gradient },
+                gradient: WeightGradient { field, positions, padded, input, pairs, soon, gradient },
             });
         });
     });
@@ -101,9 +108,18 @@ impl Kernel for Pack<'_> {
         let Pack { maps, lanes, response, pairs } = self;
         let eights = response.chunks_exact(maps * lanes).flat_map(|maps| maps.chunks(MAP_PAD * lanes));
         for (response, pairs) in eights.zip(pairs.chunks_exact_mut(MAP_PAD * lanes)) {
-            if response.len() < pairs.len() {
-                pairs.fill(0.0);
+            if response.len() == pairs.len() {
+                const { assert!(MAP_PAD == 8 && LANES == 16, "as many maps and pairs as are transposed at once") };
+                for lane in (0..lanes).step_by(LANES) {
+                    // SAFETY: 8 maps of `lanes` lanes, a multiple of 16, are there, and as many numbers in `pairs`.
+                    unsafe {
+                        let pairs = pairs.as_mut_ptr().add(lane * MAP_PAD);
+                        S::transpose_pairs(response.as_ptr().add(lane), lanes, pairs);
+                    }
+                }
+                continue;
             }
+            pairs.fill(0.0);
             let (pairs, _) = pairs.as_chunks_mut::<{ 2 * MAP_PAD }>();
             for (map, response) in response.chunks_exact(lanes).enumerate() {
                 for (pairs, pair) in pairs.iter_mut().zip(response.as_chunks::<2>().0) {
@@ -120,6 +136,7 @@ struct WeightGradient<'a> {
     padded: usize,
     input: &'a [f32],
     pairs: &'a [f32],
+    soon: Soon<'a>,
     gradient: &'a mut [f32],
 }
 
@@ -179,6 +196,15 @@ impl WeightGradient<'_> {
     ) -> usize {
         const { assert!(LANES.is_multiple_of(2 * E) && (2 * MAP_PAD).is_multiple_of(S::WIDTH)) };
         let Field { run, step, pitch, lanes, .. } = self.field;
+        let first = (position * self.field.taps() + row * run + tap) * self.padded + vector * S::WIDTH / 2;
+        for array in self.soon.iter().filter(|array| !array.is_empty()) {
+            for t in 0..T {
+                match array {
+                    Slice::F32(all) => prefetch(all.as_ptr().wrapping_add(first + t * self.padded)),
+                    Slice::Bf16(all) => prefetch(all.as_ptr().wrapping_add(first + t * self.padded)),
+                }
+            }
+        }
         // Vectors that lie side by side for eight maps.
         let near = 2 * MAP_PAD / S::WIDTH;
         unsafe {

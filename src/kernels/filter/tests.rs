@@ -101,12 +101,13 @@ proptest! {
             assert_close(&got, &responses, taps, cpu.name());
 
             let mut got = vec![f32::NAN; case.weights.len()];
-            weight_gradient(cpu, field, maps, input, &case.response, &mut got);
+            let (weights, response) = (case.weights[..].into(), &case.response);
+            let soon = [weights, Slice::F32(&[])];
+            weight_gradient(cpu, field, maps, input, response, soon, &mut got);
             assert_close(&got, &gradient, lanes, cpu.name());
 
             let (mut got, mut other) = (vec![0.0; case.response.len()], vec![f32::NAN; case.weights.len()]);
-            let (weights, response) = (case.weights[..].into(), &case.response);
-            respond_and_weight_gradient(cpu, field, maps, weights, input, &mut got, response, &mut other);
+            respond_and_weight_gradient(cpu, field, maps, weights, input, &mut got, response, soon, &mut other);
             assert_close(&got, &responses, taps, cpu.name());
             assert_close(&other, &gradient, lanes, cpu.name());
 
@@ -143,7 +144,8 @@ proptest! {
                 let (mut forward, mut both) = (vec![0.0; response.len()], vec![0.0; response.len()]);
                 let (mut gradient, mut back) = (vec![0.0; weights.len()], case.input.clone());
                 respond(cpu, field, maps, weights, input, &mut forward);
-                respond_and_weight_gradient(cpu, field, maps, weights, input, &mut both, response, &mut gradient);
+                let soon = [weights; 2];
+                respond_and_weight_gradient(cpu, field, maps, weights, input, &mut both, response, soon, &mut gradient);
                 scatter(cpu, field, 0..field.rows, maps, weights, response, &mut back[case.base..]);
                 (forward, both, gradient, back)
             };

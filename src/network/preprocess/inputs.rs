@@ -11,7 +11,7 @@ use super::{Whitening, dims};
 use crate::dataset::{Augment, Dataset, Window};
 use crate::error::{Error, Result};
 use crate::geometry::MapShape;
-use crate::kernels::LANES;
+use crate::kernels::{LANES, prefetch};
 use crate::network::Workspace;
 
 /// Memory for preprocessing, kept so that nothing is allocated from the second minibatch on.
@@ -185,23 +185,51 @@ impl<'a> Inputs<'a> {
     }
 
     /// Writes `count` rows of values into lanes.
-    fn to_lanes<'r>(&self, count: usize, row: impl Fn(usize) -> &'r [f32], lanes: usize, input: &mut [f32]) {
-        /// Places that are done together: each row is read, and each line of the cache written, in one go.
-        const RUN: usize = 64;
+    fn to_lanes<'r>(
+        &self,
+        count: usize,
+        row: impl Fn(usize) -> &'r [f32] + Sync,
+        lanes: usize,
+        input: &mut [f32],
+    ) {
+        /// Places that a thread does together.
+        const RUN: usize = 128;
         let MapShape { channels, .. } = self.dataset.shape;
         let len = self.dataset.shape.len();
         assert!(count <= lanes && input.len() == len * lanes, "a minibatch of another size");
         let plane = len / channels;
-        for (number, places) in input.chunks_mut(RUN * channels * lanes).enumerate() {
-            for (channel, group) in (0..channels).flat_map(|c| (0..lanes).step_by(LANES).map(move |g| (c, g)))
-            {
-                for lane in group..count.min(group + LANES) {
-                    let values = &row(lane)[channel * plane + number * RUN..];
-                    let places = places[channel * lanes + lane..].iter_mut().step_by(channels * lanes);
-                    places.zip(values).for_each(|(place, value)| *place = *value);
+        input.par_chunks_mut(RUN * channels * lanes).enumerate().for_each(|(number, places)| {
+            let run = places.len() / (channels * lanes);
+            // Part by part: what some lanes see of a channel.
+            let part = |number: usize| (number / channels * LANES, number % channels);
+            let seen = |lane: usize, channel: usize| {
+                &row(lane.min(count - 1))[channel * plane + number * RUN..][..run]
+            };
+            let parts = count.div_ceil(LANES) * channels;
+            for this in 0..parts {
+                // Rows lie anywhere in memory: it is asked for those of the next part in the meantime.
+                let (group, channel) = part((this + 1).min(parts - 1));
+                for lane in group..group + LANES {
+                    seen(lane, channel).iter().step_by(LANES).for_each(|value| prefetch(value));
+                }
+                let (group, channel) = part(this);
+                let width = (count - group).min(LANES);
+                let rows: [&[f32]; LANES] = std::array::from_fn(|at| seen(group + at, channel));
+                let line_of = |at: usize| (at * channels + channel) * lanes + group;
+                let (fours, whole) = (rows.map(|row| row.as_chunks::<4>().0), run - run % 4);
+                for four in 0..whole / 4 {
+                    let values: [[f32; 4]; LANES] = std::array::from_fn(|lane| fours[lane][four]);
+                    for at in 0..4 {
+                        let line: [f32; LANES] = std::array::from_fn(|lane| values[lane][at]);
+                        places[line_of(4 * four + at)..][..width].copy_from_slice(&line[..width]);
+                    }
+                }
+                for at in whole..run {
+                    let line = &mut places[line_of(at)..][..width];
+                    line.iter_mut().zip(&rows).for_each(|(to, row)| *to = row[at]);
                 }
             }
-        }
+        });
     }
 
     /// Tells the system which pictures [`fill`](Self::fill) is about to read.
