@@ -17,7 +17,7 @@ use crate::kernels::filter::MAP_PAD;
 use crate::network::{StageCost, costs, schedule_flops};
 use crate::training::{Parallel, memory_bytes};
 
-/// The best of those that `scripts/scale_search` tried, each with one seed, see docs/scale.md.
+/// One of the best of those that `scripts/scale_search` tried at twice the cost, from two sizes; see docs/scale.md.
 pub const BASE_RATIOS: Ratios = Ratios { resolution: 1.15, maps: 1.2, stages: 1.1 };
 
 /// From one φ that is tried to the next, what grows fastest grows by this factor.

@@ -102,7 +102,7 @@ fn the_rest_of_the_budget_buys_steps() {
 
 #[test]
 fn a_larger_budget_never_gives_less() {
-    for name in [&ALL[..], &["scale16.toml"]].concat() {
+    for name in [&ALL[..], &["scale16.toml", "scale24.toml"]].concat() {
         let config = shipped(name, &[]);
         let mut last = Size::new(&config, None);
         for cost in [2.0, 2.5, 3.0, 4.0, 5.5, 8.0, 16.0, 40.0] {
