@@ -570,6 +570,11 @@ fn what_cannot_be_classified_is_refused_by_name() {
             2,
             "`--keep` is 2, expected at most 1",
         ),
+        (
+            "classify tune run --labels train --out t --steps 5 --head-first 6",
+            2,
+            "`--head-first` is 6, expected at most 5",
+        ),
         ("classify tune run --labels train --out t --rate 1e30", 1, "a lower --rate"),
     ] {
         refused(dir, line, code, problem);

@@ -465,7 +465,7 @@ impl Blocks {
         blocks.for_each(|block| self.set_block(which, block, &mut values));
     }
 
-    /// Keeps only some blocks; the others hold nothing any more.
+    /// Keeps only some blocks; the others hold nothing any more. Memory of theirs that was used goes back to the system with that of the rest.
     pub fn keep_only(&self, held: Range<usize>) {
         let others = self.blocks.iter().enumerate().filter(|(number, _)| !held.contains(number));
         for (_, block) in others {

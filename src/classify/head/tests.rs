@@ -8,14 +8,14 @@ use rand::Rng;
 
 use super::*;
 use crate::analysis::evaluate::Group;
-use crate::classify::tune::{Lesson, Line, Settings, tune};
+use crate::classify::tune::{Lesson, Line, Settings, Tuner, tune};
 use crate::config::RunConfig;
 use crate::dataset::Dataset;
 use crate::geometry;
 use crate::kernels::lanes_for;
 use crate::network::plain::PlainNetwork;
 use crate::network::preprocess::{Inputs, Transform, Whitening};
-use crate::network::{Network, Stage};
+use crate::network::{Network, Stage, Weights};
 
 const KINDS: [Kind; 3] = [Kind::Full, Kind::Mean, Kind::Attention(5)];
 
@@ -262,6 +262,30 @@ fn planted(count: usize, seed: u64) -> (Dataset, Vec<usize>, Vec<(usize, usize)>
         pixels.extend(picture);
     }
     (Dataset::from_pixels(shape, pixels), class, places)
+}
+
+#[test]
+fn in_the_first_steps_only_the_head_learns() {
+    let text = format!(
+        "[input]\nheight = {SIDE}\nwidth = {SIDE}\npreprocess = \"contrast\"\n\
+         [[stages]]\nmaps = 8\nfield = 5\npool = 2\nlcn = 0\n[training]\noptimiser = \"momentum\"\nsteps = [1]\n"
+    );
+    let network = Network::new(&RunConfig::parse(&text, &[]).unwrap(), 4).unwrap();
+    let whitening = Whitening { shape: network.input, transform: Transform::Contrast { scale: 1.0 } };
+    let (dataset, class, _) = planted(40, 1);
+    let group = Group { stage: 0, kind: geometry::Kind::H };
+    let settings = Settings { group, steps: 6, batch: 16, head_first: 4, ..Settings::default() };
+    let all: Vec<usize> = (0..dataset.len()).collect();
+    let lesson = Lesson::new(&dataset, &all, (&class, 2), &settings).unwrap();
+    let mut tuner = Tuner::new(&network, &whitening, &lesson, &settings);
+    let encoder = || network.stages[0].weights(Weights::Encoder);
+    let before = encoder();
+    for step in 0..settings.steps {
+        let head = tuner.head.parameters[0].values.clone();
+        tuner.step().unwrap();
+        assert!(tuner.head.parameters[0].values != head, "step {step}");
+        assert_eq!(encoder() == before, step < 4, "step {step}");
+    }
 }
 
 const SIDE: usize = 28;
