@@ -139,6 +139,15 @@ pub fn flops(network: &Network, whitening: &Whitening, head: &Head, settings: &S
     stages.sum::<u64>() + head.flops() + whitening
 }
 
+/// Those of all steps and pictures: in the first ones the network may stay as it is.
+pub fn all_flops(network: &Network, whitening: &Whitening, head: &Head, settings: &Settings) -> u64 {
+    let still = Settings { network_rate: 0.0, ..settings.clone() };
+    let of = |steps: u64, settings: &Settings| {
+        steps * settings.batch as u64 * flops(network, whitening, head, settings)
+    };
+    of(settings.head_first, &still) + of(settings.steps - settings.head_first, settings)
+}
+
 /// Mean of each channel's values over some pictures, and the inverse of their deviation.
 fn standard(
     network: &Network,

@@ -8,7 +8,7 @@ use rand::Rng;
 
 use super::*;
 use crate::analysis::evaluate::Group;
-use crate::classify::tune::{Lesson, Line, Settings, Tuner, tune};
+use crate::classify::tune::{Lesson, Line, Settings, Tuner, all_flops, flops, tune};
 use crate::config::RunConfig;
 use crate::dataset::Dataset;
 use crate::geometry;
@@ -264,14 +264,20 @@ fn planted(count: usize, seed: u64) -> (Dataset, Vec<usize>, Vec<(usize, usize)>
     (Dataset::from_pixels(shape, pixels), class, places)
 }
 
-#[test]
-fn in_the_first_steps_only_the_head_learns() {
+/// A network of one stage that sees such pictures.
+fn seer(maps: usize) -> (Network, Whitening) {
     let text = format!(
         "[input]\nheight = {SIDE}\nwidth = {SIDE}\npreprocess = \"contrast\"\n\
-         [[stages]]\nmaps = 8\nfield = 5\npool = 2\nlcn = 0\n[training]\noptimiser = \"momentum\"\nsteps = [1]\n"
+         [[stages]]\nmaps = {maps}\nfield = 5\npool = 2\nlcn = 0\n[training]\noptimiser = \"momentum\"\nsteps = [1]\n"
     );
     let network = Network::new(&RunConfig::parse(&text, &[]).unwrap(), 4).unwrap();
     let whitening = Whitening { shape: network.input, transform: Transform::Contrast { scale: 1.0 } };
+    (network, whitening)
+}
+
+#[test]
+fn in_the_first_steps_only_the_head_learns() {
+    let (network, whitening) = seer(8);
     let (dataset, class, _) = planted(40, 1);
     let group = Group { stage: 0, kind: geometry::Kind::H };
     let settings = Settings { group, steps: 6, batch: 16, head_first: 4, ..Settings::default() };
@@ -286,6 +292,10 @@ fn in_the_first_steps_only_the_head_learns() {
         assert!(tuner.head.parameters[0].values != head, "step {step}");
         assert_eq!(encoder() == before, step < 4, "step {step}");
     }
+    let still = Settings { network_rate: 0.0, ..settings.clone() };
+    let of = |settings: &Settings| flops(&network, &whitening, &tuner.head, settings);
+    let all = all_flops(&network, &whitening, &tuner.head, &settings);
+    assert!(of(&still) < of(&settings) && all == 16 * (4 * of(&still) + 2 * of(&settings)));
 }
 
 const SIDE: usize = 28;
@@ -293,12 +303,7 @@ const BAR: usize = 7;
 
 #[test]
 fn attention_lies_on_the_one_place_that_tells_the_class() {
-    let text = format!(
-        "[input]\nheight = {SIDE}\nwidth = {SIDE}\npreprocess = \"contrast\"\n\
-         [[stages]]\nmaps = 16\nfield = 5\npool = 2\nlcn = 0\n[training]\noptimiser = \"momentum\"\nsteps = [1]\n"
-    );
-    let network = Network::new(&RunConfig::parse(&text, &[]).unwrap(), 4).unwrap();
-    let whitening = Whitening { shape: network.input, transform: Transform::Contrast { scale: 1.0 } };
+    let (network, whitening) = seer(16);
     let (dataset, class, _) = planted(2000, 1);
     let group = Group { stage: 0, kind: geometry::Kind::H };
     let settings = Settings {

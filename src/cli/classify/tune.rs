@@ -14,7 +14,7 @@ use striate::classify::head::Kind as HeadKind;
 use striate::classify::labels::some_of_each;
 use striate::classify::linear::Method;
 use striate::classify::readout::About;
-use striate::classify::tune::{Lesson, Line, Settings, Tuned, flops, tune};
+use striate::classify::tune::{Lesson, Line, Settings, Tuned, all_flops, tune};
 use striate::classify::{Of, ReadOut, View, Weights};
 use striate::config::{Optimiser, RunConfig};
 use striate::error::Error;
@@ -282,7 +282,7 @@ pub fn run(args: TuneArgs, global: Global) -> anyhow::Result<ExitCode> {
     let readout = ReadOut::of_head(about, &tuned.head);
     readout.save(&ReadOut::folder(&args.out, &args.name), &checkpoint.config)?;
     let images = settings.steps * settings.batch as u64;
-    let work = images * flops(&network, &checkpoint.whitening, &tuned.head, &settings);
+    let work = all_flops(&network, &checkpoint.whitening, &tuned.head, &settings);
     let checkpoint = Checkpoint { network, ..checkpoint };
     let tested = match &to_test {
         Some(pictures) => {
